@@ -1,0 +1,52 @@
+"""densedino: DINOv3 as software you can install. Images in, correct dense features out.
+
+Nothing heavy is imported until it is used: `import densedino` takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from densedino.features.extractor import FeatureExtractor, load
+    from densedino.features.store import FeatureStore
+    from densedino.features.tokens import Features
+    from densedino.images.transforms import Transform
+    from densedino.models.catalog import create_model, list_models
+    from densedino.weights.catalog import list_weights
+
+__version__ = _version("densedino")
+
+_HOMES = {
+    "FeatureExtractor": "densedino.features.extractor",
+    "FeatureStore": "densedino.features.store",
+    "Features": "densedino.features.tokens",
+    "Transform": "densedino.images.transforms",
+    "create_model": "densedino.models.catalog",
+    "list_models": "densedino.models.catalog",
+    "list_weights": "densedino.weights.catalog",
+    "load": "densedino.features.extractor",
+}
+
+__all__ = [
+    "FeatureExtractor",
+    "FeatureStore",
+    "Features",
+    "Transform",
+    "create_model",
+    "list_models",
+    "list_weights",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'densedino' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""How a backbone is run; every engine gives the same tokens."""

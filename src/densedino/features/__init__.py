@@ -1,0 +1,1 @@
+"""Tokens as users meet them: extracted, kept, shown."""

@@ -1,0 +1,1 @@
+"""Pixels in any container, turned into tensors that fit the weights."""
