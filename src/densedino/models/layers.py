@@ -1,0 +1,187 @@
+"""Owns the parts of a transformer block: linear maps, attention with RoPE, feed-forwards, LayerScale, stochastic depth.
+
+Shapes: B images, N tokens (prefix tokens first), D embed_dim, H heads.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densedino.models.rope import rotate
+
+__all__ = ["Attention", "Block", "GatedMlp", "LayerScale", "Linear", "MaskedBiasLinear", "Mlp", "drop_path", "linear"]
+
+# PyTorch sends fp32 `F.linear` on x86 to MKL, which uses half of an AMD core; oneDNN, in the same wheel, does not.
+# Its operator is the one that TorchInductor emits. It has no gradient, so only inference takes it.
+_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine().lower() in {"x86_64", "amd64"}
+_ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        _ONEDNN
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.dtype in _ONEDNN_DTYPES
+        and x.numel() > 0
+        and type(weight) in (Tensor, nn.Parameter)  # quantised and distributed weights bring their own kernels
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x @ weight.T + bias`, by the fastest kernel that is right here. x [..., in], weight [out, in]."""
+    if _takes_onednn(x, weight):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` through `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.Linear's name)
+        """[..., in_features] -> [..., out_features]."""
+        return linear(input, self.weight, self.bias)
+
+
+class MaskedBiasLinear(Linear):
+    """The fused qkv projection whose key bias is always zero, as in every released DINOv3 ViT.
+
+    `bias_mask` stands in the state dict because released checkpoints have it; its values are known, so a file's
+    are not taken (some hold NaN).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        if bias:
+            self.bias_mask = nn.Buffer(torch.empty(out_features))
+
+    def reset_mask(self) -> None:
+        """Ones for queries and values, zeros for keys."""
+        if self.bias is not None:
+            third = self.out_features // 3
+            self.bias_mask.fill_(1.0)
+            self.bias_mask[third : 2 * third] = 0.0
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """[..., in_features] -> [..., out_features]."""
+        return linear(input, self.weight, None if self.bias is None else self.bias * self.bias_mask)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; queries and keys of patch tokens are rotated by `rope`."""
+
+    def __init__(self, dim: int, *, num_heads: int, qkv_bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = MaskedBiasLinear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
+
+    def _queries_keys_values(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        B, N, D = x.shape
+        qkv = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads)
+        q, k = rotate(qkv[:, :, :2], rope).unbind(2)
+        return q.transpose(1, 2), k.transpose(1, 2), qkv[:, :, 2].transpose(1, 2)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        q, k, v = self._queries_keys_values(x, rope)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+    def weights(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """The attention map itself, rows summing to 1: [B, N, D] -> [B, H, N, N] (queries, keys), float32."""
+        q, k, _ = self._queries_keys_values(x, rope)
+        return (q.float() @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class GatedMlp(nn.Module):
+    """SwiGLU: w3(silu(w1 x) * w2 x)."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.w1 = Linear(dim, hidden_dim)
+        self.w2 = Linear(dim, hidden_dim)
+        self.w3 = Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        return self.w3(F.silu(self.w1(x)) * self.w2(x))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual branch."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.empty(dim))
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return branch * self.gamma
+
+
+def drop_path(branch: Tensor, rate: float) -> Tensor:
+    """Stochastic depth: each sample's branch is dropped with probability `rate`, whatever the batch; kept ones scaled.
+
+    Args:
+        branch: [B, ...].
+        rate: in [0, 1).
+    """
+    keep = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) >= rate
+    return branch * (keep / (1.0 - rate)).to(branch.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with LayerScale on both branches."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        hidden_dim: int,
+        ffn: Literal["mlp", "swiglu"],
+        qkv_bias: bool,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias)
+        self.ls1 = LayerScale(dim)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = (Mlp if ffn == "mlp" else GatedMlp)(dim, hidden_dim)
+        self.ls2 = LayerScale(dim)
+        self.drop_path_rate = 0.0
+
+    def _add(self, x: Tensor, branch: Tensor, scale: LayerScale) -> Tensor:
+        if self.training and self.drop_path_rate > 0.0:
+            return x + drop_path(scale(branch), self.drop_path_rate)
+        return torch.addcmul(x, branch, scale.gamma)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        x = self._add(x, self.attn(self.norm1(x), rope), self.ls1)
+        return self._add(x, self.mlp(self.norm2(x)), self.ls2)

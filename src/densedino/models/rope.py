@@ -1,0 +1,135 @@
+"""Owns the axial rotary position embedding (DINOv3 paper, section 3.2; RoFormer, Su et al. 2021).
+
+Patch centres lie in [-1, 1] on each axis, normalised by that axis' own length. Half of the rotation angles of a head
+come from the row and half from the column. Prefix tokens (CLS, registers) are not rotated. Tables are float32 always,
+computed from `base`: released checkpoints store the periods rounded to bfloat16, and rounding them moves features.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densedino.errors import StateDictError
+
+__all__ = ["RopeAugment", "RopeEmbed", "rope_angles", "rotate"]
+
+_CACHE_SIZE = 8  # grids kept per module: one run sees few sizes, and a 64 x 64 grid of 64-d heads is 1 MB
+
+
+@dataclass(frozen=True)
+class RopeAugment:
+    """Random changes of the coordinates, in training only (DINOv3 paper, section 3.2: "RoPE-box jittering").
+
+    `shift`: uniform in [-shift, shift], one per axis. `jitter`: log-uniform factor in [1/jitter, jitter], one per axis.
+    `rescale`: likewise, one for both axes. `per_block`: draw anew in every block, as the released training did.
+    """
+
+    shift: float | None = None
+    jitter: float | None = None
+    rescale: float | None = None
+    per_block: bool = False
+
+    def __call__(self, coords: Tensor) -> Tensor:
+        """Coordinates [N, 2] -> [N, 2]."""
+        if self.shift is not None:
+            coords = coords + coords.new_empty(2).uniform_(-self.shift, self.shift)
+        if self.jitter is not None:
+            coords = coords * coords.new_empty(2).uniform_(-math.log(self.jitter), math.log(self.jitter)).exp()
+        if self.rescale is not None:
+            coords = coords * coords.new_empty(1).uniform_(-math.log(self.rescale), math.log(self.rescale)).exp()
+        return coords
+
+
+def rope_periods(head_dim: int, base: float, device: torch.device | None = None) -> Tensor:
+    """Periods [head_dim / 4], float32: base ** (2i / (head_dim / 2))."""
+    return base ** (torch.arange(head_dim // 4, dtype=torch.float32, device=device) * (4.0 / head_dim))
+
+
+def rope_coords(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Patch centres (row, column) in [-1, 1], row-major: [height * width, 2] float32."""
+    rows = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+    cols = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+    return torch.stack(torch.meshgrid(rows, cols, indexing="ij"), dim=-1).flatten(0, 1) * 2.0 - 1.0
+
+
+def rope_angles(coords: Tensor, periods: Tensor) -> Tensor:
+    """Angles [N, head_dim / 2] = [row angles, column angles] of coordinates [N, 2]."""
+    return (2.0 * math.pi * coords[:, :, None] / periods).flatten(1)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate channel i of the first half together with channel i of the second half, in float32.
+
+    Args:
+        x: [B, N, ..., head_dim]; a new tensor is returned, `x` stays as it is.
+        rope: cosines and sines [N, head_dim / 2], float32.
+    """
+    shape = (x.shape[1], *[1] * (x.ndim - 3), rope[0].shape[-1])
+    cos, sin = rope[0].view(shape), rope[1].view(shape)
+    first, second = x.float().chunk(2, dim=-1)
+    turned = (
+        torch.addcmul(first * cos, second, sin, value=-1.0),
+        torch.addcmul(second * cos, first, sin),
+    )
+    return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+class RopeEmbed(nn.Module):
+    """Makes the tables of a grid; in eval mode each grid's are made once and kept."""
+
+    def __init__(self, head_dim: int, *, base: float, num_prefix_tokens: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.base = base
+        self.num_prefix_tokens = num_prefix_tokens
+        self.augment: RopeAugment | None = None
+        self.periods = nn.Buffer(torch.empty(head_dim // 4, dtype=torch.float32))
+        """In the state dict because released checkpoints have it; the tables do not read it."""
+        self._cache: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def reset_periods(self) -> None:
+        """Fill the buffer from `base`."""
+        self.periods.copy_(rope_periods(self.head_dim, self.base, self.periods.device))
+
+    def forward(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [num_prefix_tokens + height * width, head_dim / 2], float32, for a grid of patches."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.training:
+            return self._tables(height, width, device)
+        key = (height, width, device)
+        if key not in self._cache:
+            while len(self._cache) >= _CACHE_SIZE:
+                self._cache.pop(next(iter(self._cache)))
+            with torch.inference_mode(False), torch.no_grad():  # tables made in inference mode could not train later
+                self._cache[key] = self._tables(height, width, device)
+        return self._cache[key]
+
+    def _tables(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        with torch.autocast(device.type, enabled=False):
+            coords = rope_coords(height, width, device)
+            if self.training and self.augment is not None:
+                coords = self.augment(coords)
+            angles = rope_angles(coords, rope_periods(self.head_dim, self.base, device))
+            angles = nn.functional.pad(angles, (0, 0, self.num_prefix_tokens, 0))  # angle 0: prefix tokens stay
+            return angles.cos(), angles.sin()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the cached tables out of copies and pickles."""
+        return {**self.__dict__, "_cache": {}}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take periods that are these up to bfloat16 rounding; refuse others, which mean another model."""
+        stored = state_dict.get(prefix + "periods")
+        exact = rope_periods(self.head_dim, self.base)
+        if isinstance(stored, Tensor) and stored.device.type != "meta":
+            if stored.shape != exact.shape or not torch.allclose(stored.float().cpu(), exact, rtol=2**-7, atol=0.0):
+                raise StateDictError(
+                    f"{prefix}periods are {stored.flatten()[:4].tolist()}…, but this model's RoPE (base {self.base:g}, "
+                    f"head size {self.head_dim}) has {exact[:4].tolist()}…; the checkpoint is of another model."
+                )
+            state_dict = {**state_dict, prefix + "periods": exact.to(stored.device)}
+        super()._load_from_state_dict(state_dict, prefix, *args)
