@@ -1,6 +1,6 @@
 """`python -m densedino` is the `densedino` command."""
 
-from densedino.cli.main import main
+from densedino.cli.main import entry
 
 if __name__ == "__main__":
-    main()
+    entry()

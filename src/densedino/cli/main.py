@@ -1,0 +1,92 @@
+"""Owns the `densedino` command: the table of verbs, dispatch, and how errors look. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from densedino.errors import DenseDinoError, UnknownNameError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+
+__all__ = ["VERBS", "main"]
+
+VERBS = {
+    "extract": "images, folders, lists, videos in; dense features on disk out; resumable",
+    "view": "pictures of features: PCA colours, similarity to a patch, attention",
+    "models": "list the architectures",
+    "weights": "list the weights, or convert a checkpoint between dialects",
+    "doctor": "check this installation, and your weights against golden values",
+}
+
+
+def _help() -> str:
+    lines = [f"  {verb:<10}{what}" for verb, what in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: densedino VERB ...",
+            "",
+            "Dense visual features in the manner of DINOv3: images in, one vector per patch out.",
+            "",
+            "verbs:",
+            *lines,
+            "",
+            "densedino VERB --help    what a verb takes",
+            "densedino --version      the version",
+            "",
+            "Start with:  densedino extract photos/ -o features/",
+        ]
+    )
+
+
+def _command(module: ModuleType, verb: str, rest: list[str]) -> tuple[Callable[..., object], str, list[str]]:
+    """The function to run, the program name for its help, and its arguments."""
+    commands: dict[str, Callable[..., object]] | None = getattr(module, "COMMANDS", None)
+    if commands is None:
+        return module.run, f"densedino {verb}", rest
+    if rest and rest[0] in commands and rest[0]:
+        return commands[rest[0]], f"densedino {verb} {rest[0]}", rest[1:]
+    return commands[""], f"densedino {verb}", rest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `densedino` with `argv` (the process' arguments if not given) and return the exit status.
+
+    0: done. 1: a job ended without a result. 2: wrong arguments or input; one line on stderr says which.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if args[0] in ("-V", "--version"):
+        from densedino import __version__
+
+        print(f"densedino {__version__}")
+        return 0
+    verb, *rest = args
+    try:
+        if verb not in VERBS:
+            raise UnknownNameError("verb", verb, VERBS)
+        import tyro
+
+        function, prog, rest = _command(importlib.import_module(f"densedino.cli.{verb}"), verb, rest)
+        status = tyro.cli(function, prog=prog, args=rest, config=(tyro.conf.FlagCreatePairsOff,))
+    except DenseDinoError as error:
+        print(f"densedino: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("densedino: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status if isinstance(status, int) else 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

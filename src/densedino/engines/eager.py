@@ -1,0 +1,115 @@
+"""Owns running a backbone as plain PyTorch: device, precision, and one call from pixels to typed tokens."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from densedino.errors import InputError, UnknownNameError
+from densedino.models.vit import block_indices
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from densedino.models.convnext import ConvNeXt
+    from densedino.models.vit import VisionTransformer
+
+__all__ = ["EagerEngine", "LayerTokens", "Precision", "choose_device", "choose_precision"]
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class LayerTokens:
+    """Tokens of one block: patches [B, h, w, D], cls [B, D], registers [B, R, D]."""
+
+    patches: Tensor
+    cls: Tensor
+    registers: Tensor
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """`auto` is CUDA if there is one, else Apple's MPS, else the CPU.
+
+    Raises:
+        InputError: a device that PyTorch does not know or does not have here.
+    """
+    if device != "auto":
+        try:
+            chosen = torch.device(device)
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"device {str(device)!r} cannot be used: {reason} Valid here: auto, cpu, cuda, mps.") from None
+        return chosen
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_precision(precision: str, device: torch.device) -> Precision:
+    """`auto` is bf16 on a GPU that computes in it, else fp32.
+
+    Raises:
+        InputError: fp16, in which DINOv3's activations overflow, or a name that is none.
+    """
+    match precision:
+        case "fp32" | "bf16":
+            return precision
+        case "auto":
+            return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        case "fp16":
+            raise InputError("precision 'fp16': DINOv3's activations overflow it (dinov3#181). Use 'bf16' or 'fp32'.")
+        case _:
+            raise UnknownNameError("precision", precision, ["auto", "fp32", "bf16"])
+
+
+def mixed_bf16(model: nn.Module) -> nn.Module:
+    """A copy whose matrix products are bfloat16; norms, residual stream, LayerScale, RoPE and softmax stay float32."""
+    mixed = copy.deepcopy(model)
+    for module in mixed.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+    return mixed
+
+
+class EagerEngine:
+    """Pixels of one size in, tokens of the asked blocks out; no gradients."""
+
+    def __init__(self, model: VisionTransformer | ConvNeXt, *, device: torch.device, precision: Precision) -> None:
+        self.device = device
+        self.precision = precision
+        self.model = model.to(device)
+        self._runner = mixed_bf16(self.model) if precision == "bf16" else self.model
+
+    def __call__(self, pixels: Tensor, *, layers: Sequence[int] = (-1,), norm: bool = True) -> list[LayerTokens]:
+        """Run [B, C, H, W] (H and W multiples of the stride) and return the blocks `layers`, in that order, float32.
+
+        Raises:
+            InputError: the model is in training mode, or the input or an index does not fit the model.
+        """
+        if self.model.training or self._runner.training:
+            raise InputError(
+                "the model is in training mode, in which RoPE and stochastic depth may be random: "
+                "features would change from call to call. Call .model.eval() first."
+            )
+        block_indices(layers, self.model.depth)
+        with torch.inference_mode():
+            blocks = self._runner.get_intermediate_layers(
+                pixels.to(self.device, non_blocking=True),
+                n=list(layers),
+                norm=norm,
+                return_class_token=True,
+                return_extra_tokens=True,
+            )
+        height, width = pixels.shape[2] // self.model.stride, pixels.shape[3] // self.model.stride
+        return [self._typed(block, height, width) for block in blocks]
+
+    def _typed(self, block: tuple[Tensor, Tensor, Tensor], height: int, width: int) -> LayerTokens:
+        patches, cls, registers = (t.float() for t in block)
+        finer = round((patches.shape[1] / (height * width)) ** 0.5)  # early ConvNeXt stages have a finer grid
+        return LayerTokens(patches.unflatten(1, (height * finer, width * finer)), cls, registers)

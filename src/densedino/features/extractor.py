@@ -1,0 +1,228 @@
+"""Owns `dd.load` and the FeatureExtractor: a backbone bound to the transform of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from densedino.engines.eager import EagerEngine, LayerTokens, choose_device, choose_precision
+from densedino.errors import InputError, UnknownNameError
+from densedino.features.tokens import Features, Norm
+from densedino.images.transforms import Transform
+from densedino.weights.loading import load_weights
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from densedino.engines.eager import Precision
+    from densedino.images.transforms import Fit, Prepared, Resize
+    from densedino.models.convnext import ConvNeXt
+    from densedino.models.vit import VisionTransformer
+    from densedino.weights.card import WeightsCard
+
+__all__ = ["FeatureExtractor", "load"]
+
+
+def load(
+    name: str | None = None,
+    *,
+    weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    resize: Resize = None,
+    fit: Fit = "pad",
+) -> FeatureExtractor:
+    """A model with its own transform, ready to turn images into features.
+
+    Args:
+        name: weights (`list_weights()`: "vitl16-sat493m"), an architecture ("vits16"), or nothing: then the file tells,
+            or without a file the package's own small model is taken.
+        weights: a checkpoint in any dialect: a path, an https:// URL, a Hugging Face or timm hub id, a mapping of
+            tensors, or "random" for seeded random weights.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32", or "bf16".
+        resize: None for the image's own size, N for a short side of N pixels, (H, W) for exactly that.
+        fit: what becomes of sizes that are no multiple of the stride: "pad", "crop", "resize" or "error".
+
+    Raises:
+        UnknownNameError: no such model, weights or precision.
+        WeightsError: the checkpoint is not there, damaged, or of another model than asked.
+        InputError: a device or precision that cannot be used.
+    """
+    chosen = choose_device(device)
+    exact = choose_precision(precision, chosen)
+    model, card = load_weights(name, weights=weights)
+    transform = Transform(mean=card.mean, std=card.std, stride=model.stride, resize=resize, fit=fit)
+    return FeatureExtractor(model, transform, card, device=chosen, precision=exact)
+
+
+class FeatureExtractor:
+    """Images in, `Features` out. Made by `dd.load`; the same images give the same features on every call."""
+
+    def __init__(
+        self,
+        model: VisionTransformer | ConvNeXt,
+        transform: Transform,
+        card: WeightsCard,
+        *,
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self.transform = transform
+        self.card = card
+        self.engine = EagerEngine(model, device=device, precision=precision)
+
+    @property
+    def model(self) -> VisionTransformer | ConvNeXt:
+        """The backbone, a plain `nn.Module` in float32."""
+        return self.engine.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.engine.device
+
+    @property
+    def precision(self) -> Precision:
+        """What matrix products are computed in."""
+        return self.engine.precision
+
+    def with_transform(self, transform: Transform) -> FeatureExtractor:
+        """The same model with another transform; statistics must stay those of the weights.
+
+        Raises:
+            InputError: mean, std or stride are not the weights'.
+        """
+        for name in ("mean", "std", "stride"):
+            if getattr(transform, name) != getattr(self.transform, name):
+                raise InputError(
+                    f"transform.{name} is {getattr(transform, name)}, but these weights were trained with "
+                    f"{getattr(self.transform, name)}. Change the other fields with dataclasses.replace(dino.transform, …)."
+                )
+        other = object.__new__(type(self))
+        other.transform, other.card, other.engine = transform, self.card, self.engine
+        return other
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all that decides the numbers: architecture, weights, transform, precision."""
+        parts: dict[str, Any] = {
+            "model": asdict(self.model.spec),
+            "weights": self.card.sha256,
+            "transform": self.transform.to_dict(),
+            "precision": self.precision,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def __call__(self, images: Any, *, layers: Sequence[int] = (), norm: Norm = "post", batch_size: int = 8) -> Features:
+        """Turn one image or a list of images into features.
+
+        Args:
+            images: a path, PIL image, array [H, W], [H, W, C] or [B, H, W, C] (uint8, uint16, float in [0, 1]), tensor
+                [C, H, W] or [B, C, H, W] (uint8, float in [0, 1]), or a list of such. Sizes may differ.
+            layers: blocks whose tokens are wanted too, in `Features.layers`; negative ones count from the end.
+            norm: "post" for tokens after the model's final norm, "pre" for the raw output of the block.
+            batch_size: images of one size that are run at once.
+
+        Raises:
+            ImageError: an image that cannot be read, or whose values are not what the transform expects.
+            InputError: the model is in training mode, or an index is no block.
+        """
+        prepared = [self.transform(image) for image in _as_list(images)]
+        if not prepared:
+            raise InputError("no images given; pass a path, an image, or a list of at least one.")
+        results: list[Features | None] = [None] * len(prepared)
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for i, item in enumerate(prepared):
+            by_size.setdefault(tuple(item.pixels.shape), []).append(i)
+        for members in by_size.values():
+            for start in range(0, len(members), batch_size):
+                part = members[start : start + batch_size]
+                features = self.run([prepared[i] for i in part], layers=layers, norm=norm)
+                for place, i in enumerate(part):
+                    results[i] = features if len(part) == len(prepared) else features[place]
+        if len(by_size) == 1 and results[0] is results[-1] and results[0] is not None:
+            return results[0]
+        return _join([one for one in results if one is not None])
+
+    def run(self, prepared: Sequence[Prepared], *, layers: Sequence[int] = (), norm: Norm = "post") -> Features:
+        """Features of images that the transform has prepared, all of one padded size, as one batch.
+
+        Raises:
+            InputError: the model is in training mode, an index is no block, or the features are not finite.
+        """
+        if norm not in ("post", "pre"):
+            raise UnknownNameError("norm", norm, ["post", "pre"])
+        pixels = torch.stack([item.pixels for item in prepared])
+        last, *others = self.engine(pixels, layers=(-1, *layers), norm=norm == "post")
+        if not torch.isfinite(last.patches.sum()):
+            raise InputError(
+                f"the model gave features that are not finite (precision {self.precision}, weights {self.card.name}). "
+                "Load with precision='fp32'; if that gives the same, the checkpoint is damaged."
+            )
+        grid = (last.patches.shape[1], last.patches.shape[2])
+        return Features(
+            patches=last.patches,
+            cls=last.cls,
+            registers=last.registers,
+            valid=torch.stack([item.valid for item in prepared]).to(self.device),
+            stride=self.model.stride,
+            grids=(grid,) * len(prepared),
+            input_sizes=tuple(item.input_size for item in prepared),
+            source_sizes=tuple(item.source_size for item in prepared),
+            norm=norm,
+            layers=dict(zip(layers, others, strict=True)),
+        )
+
+    def __repr__(self) -> str:
+        untrained = ", UNTRAINED" if self.card.untrained else ""
+        return (
+            f"FeatureExtractor({self.card.name}{untrained}, weights {self.card.sha256[:8]}, "
+            f"{self.device}, {self.precision}, {self.transform})"
+        )
+
+
+def _as_list(images: Any) -> list[Any]:
+    if isinstance(images, list | tuple):
+        return list(images)
+    if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def _join(parts: list[Features]) -> Features:
+    """Single images of several sizes as one batch, each in the top left corner of the largest grid."""
+    height = max(part.grid[0] for part in parts)
+    width = max(part.grid[1] for part in parts)
+
+    def grow(tokens: Tensor, height: int, width: int) -> Tensor:
+        out = tokens.new_zeros(1, height, width, *tokens.shape[3:])
+        out[:, : tokens.shape[1], : tokens.shape[2]] = tokens
+        return out
+
+    layers = {}
+    for number, tokens in parts[0].layers.items():
+        finer = tokens.patches.shape[1] // parts[0].grid[0]
+        layers[number] = LayerTokens(
+            patches=torch.cat([grow(p.layers[number].patches, height * finer, width * finer) for p in parts]),
+            cls=torch.cat([p.layers[number].cls for p in parts]),
+            registers=torch.cat([p.layers[number].registers for p in parts]),
+        )
+    return replace(
+        parts[0],
+        patches=torch.cat([grow(p.patches, height, width) for p in parts]),
+        cls=torch.cat([p.cls for p in parts]),
+        registers=torch.cat([p.registers for p in parts]),
+        valid=torch.cat([grow(p.valid, height, width) for p in parts]),
+        grids=tuple(g for p in parts for g in p.grids),
+        input_sizes=tuple(s for p in parts for s in p.input_sizes),
+        source_sizes=tuple(s for p in parts for s in p.source_sizes),
+        layers=layers,
+    )
