@@ -6,7 +6,6 @@ Nothing heavy is imported until it is used: `import densedino` takes millisecond
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from densedino.models.catalog import create_model, list_models
     from densedino.weights.catalog import list_weights
 
-__version__ = _version("densedino")
+__version__ = "0.1.0"
 
 _HOMES = {
     "FeatureExtractor": "densedino.features.extractor",

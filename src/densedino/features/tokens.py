@@ -140,8 +140,8 @@ class Features:
                     f"upsample() of images of {len(set(self.input_sizes))} sizes: give one size, or take features[i]."
                 )
             size = self.input_sizes[0]
-        maps = [
-            upsample_tokens(one.patches, size, extent=one.input_sizes[0], stride=self.stride)
-            for one in (self if len(set(self.input_sizes)) > 1 else ())
-        ]
-        return torch.cat(maps) if maps else upsample_tokens(self.patches, size, extent=self.input_sizes[0], stride=self.stride)
+        if len(set(self.input_sizes)) == 1:
+            return upsample_tokens(self.patches, size, extent=self.input_sizes[0], stride=self.stride)
+        return torch.cat(
+            [upsample_tokens(one.patches, size, extent=one.input_sizes[0], stride=self.stride) for one in self]
+        )
