@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from densedino.errors import UnknownNameError
 from densedino.models.catalog import MODELS
 
-__all__ = ["DEFAULT_WEIGHTS", "IMAGENET_STATS", "SAT493M_STATS", "WEIGHTS", "WeightsRecord", "list_weights", "weights_record"]
+__all__ = [
+    "DEFAULT_WEIGHTS",
+    "IMAGENET_STATS",
+    "SAT493M_STATS",
+    "WEIGHTS",
+    "WeightsRecord",
+    "list_weights",
+    "weights_record",
+]
 
 Stats = tuple[tuple[float, float, float], tuple[float, float, float]]
 IMAGENET_STATS: Stats = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

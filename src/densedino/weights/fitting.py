@@ -21,7 +21,7 @@ from densedino.weights.dialects import likely_cause, patterns
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from densedino.weights.dialects import Translation
+    from densedino.weights.dialects import Dialect, Translation
 
 __all__ = ["Fitted", "fit", "infer_spec"]
 
@@ -37,6 +37,7 @@ class Fitted:
 
     spec: Spec
     in_chans: int
+    dialect: Dialect
     tensors: dict[str, Tensor]
     """Under Meta's names, complete: what a Meta file of this architecture holds, but for the doubled ConvNeXt norm."""
     dropped: tuple[tuple[str, str], ...]
@@ -77,7 +78,7 @@ def fit(translation: Translation, *, kept: Mapping[str, Tensor] | None = None) -
         dropped += _check_masks(tensors) + _check_periods(tensors, spec) + _drop_zero_bias(tensors, spec)
         notes += _fill(tensors, spec)
     _check_keys(tensors, spec, in_chans)
-    return Fitted(spec, in_chans, tensors, tuple(dropped), tuple(notes))
+    return Fitted(spec, in_chans, translation.dialect, tensors, tuple(dropped), tuple(notes))
 
 
 def infer_spec(tensors: Mapping[str, Tensor]) -> tuple[Spec, int]:

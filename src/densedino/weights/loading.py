@@ -1,0 +1,182 @@
+"""Owns `load_weights`: from a name and a source to a strictly loaded module and its weights card."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from densedino.errors import InputError, WeightsNotFoundError
+from densedino.models.catalog import MODELS, create_model
+from densedino.weights import hub
+from densedino.weights.card import WeightsCard
+from densedino.weights.catalog import DEFAULT_WEIGHTS, IMAGENET_STATS, WEIGHTS, WeightsRecord
+from densedino.weights.dialects import to_meta
+from densedino.weights.files import Checkpoint, read_checkpoint, tensors_sha256
+from densedino.weights.fitting import Fitted, fit
+from densedino.weights.identity import Request, identify
+from densedino.weights.kept import unpack_kept
+from densedino.weights.sources import cached, download, first_sight
+from densedino.weights.transfer import REQUEST_FORM, redact
+
+if TYPE_CHECKING:
+    from densedino.models.convnext import ConvNeXt
+    from densedino.models.vit import VisionTransformer
+
+__all__ = ["load_weights", "read_weights"]
+
+Weights = str | os.PathLike[str] | Mapping[str, Any] | None
+
+
+def load_weights(
+    name: str | None = None,
+    *,
+    weights: Weights = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> tuple[VisionTransformer | ConvNeXt, WeightsCard]:
+    """Load a backbone strictly, whatever dialect its weights are in.
+
+    Args:
+        name: of `list_weights()` or `list_models()`; None takes it from the weights.
+        weights: a file or a Hugging Face folder, an https URL, a hub id (`facebook/…`, `timm/…`, `hf:owner/name`), a
+            mapping of tensors, "random" (seeded by the model's name, untrained), or None: what is on this machine.
+        device: where the module goes.
+        dtype: of its parameters; that of the file if not given.
+
+    Returns:
+        The module in eval mode, and the card that says what it is, with its input statistics and licence.
+
+    Raises:
+        UnknownNameError: no such name.
+        InputError: `weights` of no usable kind.
+        WeightsNotFoundError: not here; the message lists the ways to get them.
+        DownloadError: the download gave something else than the whole, right file.
+        StateDictError: not these weights, not this architecture, or tensors that do not fit.
+    """
+    fitted, card = read_weights(name, weights=weights)
+    _show_licence(card)
+    state, dropped = fitted.module_state()
+    model = create_model(fitted.spec, in_chans=fitted.in_chans, device="meta")
+    model.load_state_dict(state, strict=True, assign=True)
+    card = card if card.source == "random" else replace(card, dropped=dropped)
+    types = {parameter.dtype for parameter in model.parameters()}
+    if dtype is None and len(types) > 1:
+        dtype = functools.reduce(torch.promote_types, types)
+        card = replace(card, notes=(*card.notes, f"parameters of several types, all cast to {str(dtype)[6:]}"))
+    return model.to(device=device, dtype=dtype), card
+
+
+def read_weights(name: str | None, *, weights: Weights) -> tuple[Fitted, WeightsCard]:
+    """Find, read, translate, check and identify weights, without building the module. As `load_weights`.
+
+    The card lists what does not survive the translation; `Fitted.module_state` adds what the module does not take.
+    """
+    request = Request.parse(name)
+    if weights is None and request.name in (None, DEFAULT_WEIGHTS) and _embedded() is None:
+        request, weights = Request.parse(DEFAULT_WEIGHTS), "random"
+    if isinstance(weights, str) and weights == "random":
+        return _random(request)
+    checkpoint = _open(request, weights)
+    fitted = fit(to_meta(checkpoint.state), kept=unpack_kept(checkpoint.metadata))
+    if isinstance(weights, Mapping):  # a module that shares memory with somebody's dict would change under them
+        fitted = replace(fitted, tensors={key: value.detach().clone() for key, value in fitted.tensors.items()})
+        checkpoint = replace(checkpoint, sha256=tensors_sha256(fitted.tensors))
+    return fitted, identify(checkpoint, fitted, request)
+
+
+def _open(request: Request, weights: Weights) -> Checkpoint:
+    if weights is None:
+        return _local(request)
+    if isinstance(weights, Mapping):
+        return Checkpoint(weights, source="mapping", sha256="")
+    if not isinstance(weights, str | os.PathLike):
+        raise InputError(
+            f"weights is a {type(weights).__name__}; valid are a path, an https URL, a hub id, a mapping of tensors, "
+            "'random' or None."
+        )
+    text = os.fspath(weights)
+    if text.startswith(("https://", "http://")):
+        return read_checkpoint(download(text), source=redact(text))
+    path = Path(text).expanduser()
+    if (repository := hub.hub_id(text)) is not None and (":" in text or not path.exists()):
+        return read_checkpoint(hub.fetch_snapshot(repository), source=f"hf:{repository}")
+    return read_checkpoint(path)
+
+
+def _local(request: Request) -> Checkpoint:
+    """What this machine has of the weights asked for: embedded, in our cache, in the hub's."""
+    if request.name in (None, DEFAULT_WEIGHTS) and (path := _embedded()) is not None:
+        return read_checkpoint(path, source="embedded")
+    records = [request.record] if request.record else [r for r in WEIGHTS.values() if r.model == request.model]
+    for record in records:
+        if (path := cached(record.sha256)) is not None:
+            return read_checkpoint(path)
+        for repository in (record.huggingface, record.timm):
+            if (path := hub.cached_snapshot(repository)) is not None:
+                return read_checkpoint(path, source=f"hf:{repository}")
+    raise _not_found(request, records[0] if records else None)
+
+
+def _not_found(request: Request, record: WeightsRecord | None) -> WeightsNotFoundError:
+    if record is None:
+        return WeightsNotFoundError(
+            f"there are no weights of {request.name}; pass some (weights='file.safetensors'), or weights='random' for "
+            "untrained ones."
+        )
+    steps = [f"request a link at {REQUEST_FORM} and pass it in quotes (weights='https://…')"]
+    steps.append(f"pass the file that you have (weights='{record.file}')")
+    if record.timm:
+        steps.append(f"pass weights='{record.timm}', timm's copy on the hub, which needs no request")
+    if record.huggingface:
+        steps.append(f"pass weights='{record.huggingface}' after accepting the licence there")
+    steps.append("pass weights='random' for untrained ones, to try the software")
+    numbered = "; ".join(f"({number}) {step}" for number, step in enumerate(steps, 1))
+    return WeightsNotFoundError(
+        f"the weights {record.name} are not on this machine; they are Meta's, under the {record.licence}, and not "
+        f"shipped with densedino. Either {numbered}."
+    )
+
+
+def _embedded() -> Path | None:
+    """The small weights in the package, if this build has them."""
+    path = Path(str(importlib.resources.files("densedino.weights"))) / "embedded" / f"{DEFAULT_WEIGHTS}.safetensors"
+    return path if path.is_file() else None
+
+
+def _random(request: Request) -> tuple[Fitted, WeightsCard]:
+    """Initialised weights that are the same on every machine, and leave the global generator as it was."""
+    name = request.model or DEFAULT_WEIGHTS
+    digest = hashlib.sha256(f"densedino:{name}".encode())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest.digest()[:8], "big") >> 1)
+        model = create_model(MODELS[name], device="cpu", dtype=torch.float32)
+    mean, std = (request.record.mean, request.record.std) if request.record else IMAGENET_STATS
+    return fit(to_meta(model.state_dict())), WeightsCard(
+        name=name,
+        model=name,
+        source="random",
+        sha256=digest.hexdigest(),
+        mean=mean,
+        std=std,
+        in_chans=3,
+        licence="Apache-2.0",
+        licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+        data="nothing",
+        dialect="densedino",
+        untrained=True,
+        notes=("untrained: random weights, features are noise",),
+    )
+
+
+def _show_licence(card: WeightsCard) -> None:
+    if card.licence_url and card.licence != "Apache-2.0" and first_sight(card.sha256):
+        print(f"densedino: {card.name} is under the {card.licence}: {card.licence_url} (shown once)", file=sys.stderr)
