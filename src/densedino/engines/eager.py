@@ -44,7 +44,9 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
             torch.empty(0, device=chosen)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"device {str(device)!r} cannot be used: {reason} Valid here: auto, cpu, cuda, mps.") from None
+            raise InputError(
+                f"device {str(device)!r} cannot be used: {reason} Valid here: auto, cpu, cuda, mps."
+            ) from None
         return chosen
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -61,7 +63,9 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
         case "fp32" | "bf16":
             return precision
         case "auto":
-            return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+            return (
+                "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+            )
         case "fp16":
             raise InputError("precision 'fp16': DINOv3's activations overflow it (dinov3#181). Use 'bf16' or 'fp32'.")
         case _:

@@ -104,7 +104,7 @@ class FeatureExtractor:
             if getattr(transform, name) != getattr(self.transform, name):
                 raise InputError(
                     f"transform.{name} is {getattr(transform, name)}, but these weights were trained with "
-                    f"{getattr(self.transform, name)}. Change the other fields with dataclasses.replace(dino.transform, …)."
+                    f"{getattr(self.transform, name)}. Change other fields: dataclasses.replace(dino.transform, …)."
                 )
         other = object.__new__(type(self))
         other.transform, other.card, other.engine = transform, self.card, self.engine
@@ -121,7 +121,9 @@ class FeatureExtractor:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def __call__(self, images: Any, *, layers: Sequence[int] = (), norm: Norm = "post", batch_size: int = 8) -> Features:
+    def __call__(
+        self, images: Any, *, layers: Sequence[int] = (), norm: Norm = "post", batch_size: int = 8
+    ) -> Features:
         """Turn one image or a list of images into features.
 
         Args:

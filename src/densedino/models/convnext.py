@@ -1,4 +1,4 @@
-"""Owns the ConvNeXt backbone (Liu et al. 2022) as DINOv3 distils it: CLS is the mean of the last map (paper, section 6).
+"""Owns the ConvNeXt backbone (Liu et al. 2022) as DINOv3 distils it (paper, section 6): CLS is the mean of the last map.
 
 Parameter names are those of Meta's released checkpoints, less the second copy of the final norm (`norms.3`).
 Maps are kept in channels-last memory, so that norms and pointwise layers read contiguous channels.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from densedino.errors import InputError
-from densedino.models.layers import Linear, drop_path
+from densedino.models.layers import Linear, drop_path, linear_gelu
 from densedino.models.vit import block_indices
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
         branch = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
-        branch = self.pwconv2(nn.functional.gelu(self.pwconv1(branch)))
+        branch = self.pwconv2(linear_gelu(self.pwconv1, branch))
         if self.training and self.drop_path_rate > 0.0:
             return x + drop_path(branch * self.gamma, self.drop_path_rate).permute(0, 3, 1, 2)
         return torch.addcmul(x.permute(0, 2, 3, 1), branch, self.gamma).permute(0, 3, 1, 2)

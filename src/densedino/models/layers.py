@@ -14,7 +14,19 @@ from torch import Tensor, nn
 
 from densedino.models.rope import rotate
 
-__all__ = ["Attention", "Block", "GatedMlp", "LayerScale", "Linear", "MaskedBiasLinear", "Mlp", "drop_path", "linear"]
+__all__ = [
+    "Attention",
+    "Block",
+    "GatedMlp",
+    "LayerScale",
+    "Linear",
+    "MaskedBiasLinear",
+    "Mlp",
+    "attention",
+    "drop_path",
+    "linear",
+    "linear_gelu",
+]
 
 # PyTorch sends fp32 `F.linear` on x86 to MKL, which uses half of an AMD core; oneDNN, in the same wheel, does not.
 # Its operator is the one that TorchInductor emits. It has no gradient, so only inference takes it.
@@ -22,15 +34,16 @@ _ONEDNN = torch.backends.mkldnn.is_available() and platform.machine().lower() in
 _ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 
 
+def _is_plain_inference() -> bool:
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         _ONEDNN
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and _is_plain_inference()
         and x.device.type == "cpu"
-        and x.dtype == weight.dtype
-        and x.dtype in _ONEDNN_DTYPES
+        and weight.dtype in _ONEDNN_DTYPES
         and x.numel() > 0
         and type(weight) in (Tensor, nn.Parameter)  # quantised and distributed weights bring their own kernels
         and not torch.is_autocast_enabled("cpu")
@@ -38,7 +51,12 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x @ weight.T + bias`, by the fastest kernel that is right here. x [..., in], weight [out, in]."""
+    """`x @ weight.T + bias`, by the fastest kernel that is right here. x [..., in], weight [out, in].
+
+    The product is computed in the weight's dtype: bfloat16 weights in a float32 model are how mixed precision is asked.
+    """
+    if not torch.is_autocast_enabled(x.device.type):
+        x = x.to(weight.dtype)
     if _takes_onednn(x, weight):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
@@ -77,6 +95,44 @@ class MaskedBiasLinear(Linear):
         return linear(input, self.weight, None if self.bias is None else self.bias * self.bias_mask)
 
 
+def linear_gelu(layer: nn.Module, x: Tensor) -> Tensor:
+    """`gelu(layer(x))` (exact GELU), in one pass over the result where nothing looks at what lies between."""
+    if type(layer) is Linear and not layer._forward_hooks and _takes_onednn(x, layer.weight):
+        x = x.to(layer.weight.dtype)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", [], "none")
+        return out
+    return F.gelu(layer(x))
+
+
+_SCORE_BYTES = 1 << 20  # of attention scores at a time: what a core's second-level cache holds
+
+
+def _attention_bf16_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of bfloat16 [B, H, N, d] by blocks of queries: 1.4 to 2 times PyTorch's fused CPU kernel.
+
+    Scores are rounded to bfloat16, so keys are centred first: that shifts all scores of a query alike, which softmax
+    does not see, and leaves smaller numbers to round.
+    """
+    B, H, N, d = q.shape
+    k = k - k.mean(dim=2, keepdim=True, dtype=torch.float32).to(k.dtype)
+    q, k, v = (q * d**-0.5).reshape(B * H, N, d), k.reshape(B * H, N, d).transpose(1, 2), v.reshape(B * H, N, d)
+    rows = min(N, 256)
+    heads = max(1, _SCORE_BYTES // (rows * N * q.element_size()))
+    out = torch.empty_like(q)
+    for h in range(0, B * H, heads):
+        for i in range(0, N, rows):
+            scores = torch.bmm(q[h : h + heads, i : i + rows], k[h : h + heads])
+            torch.bmm(scores.softmax(dim=-1), v[h : h + heads], out=out[h : h + heads, i : i + rows])
+    return out.view(B, H, N, d)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention, [B, H, N, d] each, by the fastest kernel that is right here."""
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and _is_plain_inference():
+        return _attention_bf16_cpu(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; queries and keys of patch tokens are rotated by `rope`."""
 
@@ -95,7 +151,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
         q, k, v = self._queries_keys_values(x, rope)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attention(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
     def weights(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -114,7 +170,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(linear_gelu(self.fc1, x))
 
 
 class GatedMlp(nn.Module):

@@ -67,16 +67,16 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
     Args:
         x: [B, N, ..., head_dim]; a new tensor is returned, `x` stays as it is.
-        rope: cosines and sines [N, head_dim / 2], float32.
+        rope: cosines [N, head_dim] and sines [N, head_dim / 2], float32.
     """
-    shape = (x.shape[1], *[1] * (x.ndim - 3), rope[0].shape[-1])
-    cos, sin = rope[0].view(shape), rope[1].view(shape)
-    first, second = x.float().chunk(2, dim=-1)
-    turned = (
-        torch.addcmul(first * cos, second, sin, value=-1.0),
-        torch.addcmul(second * cos, first, sin),
-    )
-    return torch.cat(turned, dim=-1).to(x.dtype)
+    middle = [1] * (x.ndim - 3)
+    cos, sin = (table.view(x.shape[1], *middle, table.shape[-1]) for table in rope)
+    half = sin.shape[-1]
+    source = x.float()
+    out = source * cos  # then in place on its halves: least memory traffic, which is what a rotation costs
+    out[..., :half].addcmul_(source[..., half:], sin, value=-1.0)
+    out[..., half:].addcmul_(source[..., :half], sin)
+    return out.to(x.dtype)
 
 
 class RopeEmbed(nn.Module):
@@ -97,7 +97,7 @@ class RopeEmbed(nn.Module):
         self.periods.copy_(rope_periods(self.head_dim, self.base, self.periods.device))
 
     def forward(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [num_prefix_tokens + height * width, head_dim / 2], float32, for a grid of patches."""
+        """Cosines [T, head_dim] and sines [T, head_dim / 2], float32; T = num_prefix_tokens + height * width."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.training:
             return self._tables(height, width, device)
         key = (height, width, device)
@@ -115,7 +115,7 @@ class RopeEmbed(nn.Module):
                 coords = self.augment(coords)
             angles = rope_angles(coords, rope_periods(self.head_dim, self.base, device))
             angles = nn.functional.pad(angles, (0, 0, self.num_prefix_tokens, 0))  # angle 0: prefix tokens stay
-            return angles.cos(), angles.sin()
+            return angles.cos().tile(2), angles.sin()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the cached tables out of copies and pickles."""

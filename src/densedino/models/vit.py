@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from densedino.errors import InputError
-from densedino.models.catalog import ViTSpec
 from densedino.models.layers import Block, LayerScale, MaskedBiasLinear
 from densedino.models.rope import RopeEmbed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from densedino.models.catalog import ViTSpec
 
 __all__ = ["VisionTransformer", "block_indices"]
 
@@ -30,7 +31,9 @@ def block_indices(n: int | Sequence[int], depth: int) -> list[int]:
     """
     if isinstance(n, int):
         if not 1 <= n <= depth:
-            raise InputError(f"n={n}: the model has {depth} blocks; ask for 1 to {depth} of them, or a list of indices.")
+            raise InputError(
+                f"n={n}: the model has {depth} blocks; ask for 1 to {depth} of them, or a list of indices."
+            )
         return list(range(depth - n, depth))
     indices = list(n)
     bad = [i for i in indices if not -depth <= i < depth]
