@@ -52,10 +52,13 @@ def run(
 ) -> int:
     """Draw pictures of the features of images, beside the photographs, as one PNG.
 
-    densedino view photo.jpg                                        colours of principal components
-    densedino view a.jpg b.jpg --joint                              ... with the same colours for the same features
-    densedino view photo.jpg --point 240,130                        what is similar to that spot
-    densedino view photo.jpg --what attention --head 2 --layer 8    where CLS looks
+    Colours of principal components, beside the photo: densedino view photo.jpg
+
+    Equal colours for equal features in several images: densedino view a.jpg b.jpg --joint
+
+    What is similar to a spot: densedino view photo.jpg --point 240,130
+
+    Where CLS looks: densedino view photo.jpg --what attention --head 2 --layer 8
 
     Args:
         images: image files; one row of pictures each.
@@ -228,7 +231,7 @@ def _write(
     for i, view in enumerate(views):
         (height, width), (h, w) = view.prepared.source_size, view.features.grid
         seen_h, seen_w = view.prepared.input_size
-        caption = f"{view.path.name} · {width}x{height}, seen at {seen_w}x{seen_h}: {w}x{h} patches"
+        caption = (view.path.name, f"{width}x{height} pixels, seen at {seen_w}x{seen_h}: {w}x{h} patches")
         rows.append(Row(photo=view.photo, caption=caption, pictures=[column[i] for column in columns]))
     tokens = "final tokens" if layer is None else f"layer {layer}"
     heading = f"densedino {__version__} · {card.model} · weights {card.name} ({card.sha256[:8]}) · {tokens}"
@@ -244,7 +247,7 @@ def _write(
         "Weights": f"{card.name} {card.sha256}",
         "Untrained": "yes" if card.untrained else "no",
         "Licence": card.licence,
-        "Comment": f"{tokens}; " + "; ".join(row.caption for row in rows),
+        "Comment": f"{tokens}; " + "; ".join(": ".join(row.caption) for row in rows),
     }
     save_png(sheet, target, facts=facts)
     state = "UNTRAINED, random weights" if card.untrained else card.licence

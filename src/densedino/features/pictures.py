@@ -197,7 +197,7 @@ def similarity_images(
     scale = (float(seen.min()), float(seen.max()))
     height, width = (side / grids[0].stride for side in grids[0].extent)
     box = (col / width, row / height, min(1.0, (col + 1) / width), min(1.0, (row + 1) / height))
-    title = f"cosine similarity to patch {row},{col}"
+    title = f"cosine similarity to patch {row},{col} (row, column)"
     return [
         _heat(values, grid, scale, title=title, box=box if i == 0 else None, long_side=long_side, smooth=smooth)
         for i, (values, grid) in enumerate(zip(maps, grids, strict=True))

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from densedino.features.pictures import Picture
 
+    Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
 __all__ = ["Row", "draw_sheet", "save_png"]
 
-_MARGIN = 14
-_LINE = 20
-_NARROW = 230  # pixels a caption needs, however narrow the picture
+_NARROW = 16  # letters' heights that a caption needs in width, however narrow the picture
 _INK, _PAPER, _FAINT, _ALARM = (24, 24, 28), (255, 255, 255), (110, 110, 118), (196, 30, 30)
 
 
@@ -32,7 +32,8 @@ class Row:
 
     photo: Image.Image
     """RGB, of the size of the pictures."""
-    caption: str
+    caption: tuple[str, str]
+    """Two lines under the photo."""
     pictures: Sequence[Picture]
 
 
@@ -44,37 +45,41 @@ def draw_sheet(rows: Sequence[Row], *, heading: str, alarm: str = "") -> Image.I
         heading: what stands on top.
         alarm: what must not be overlooked, on top in red.
     """
-    font = ImageFont.load_default(size=15)
+    letter = min(24, max(13, rows[0].photo.width // 34))
+    font = ImageFont.load_default(size=letter)
+    line, margin = letter * 4 // 3, letter
     cells = [[(row.photo, None), *((picture.image, picture) for picture in row.pictures)] for row in rows]
-    widths = [max(_NARROW, *(panels[i][0].width for panels in cells)) for i in range(len(cells[0]))]
-    width = sum(widths) + _MARGIN * (len(widths) + 1)
-    heads, alarms = (_wrap(text, font, width - 2 * _MARGIN) for text in (heading, alarm))
-    foot = 2 * _LINE + _MARGIN
-    height = _MARGIN + _LINE * len(heads + alarms) + sum(row.photo.height + foot for row in rows) + _MARGIN
+    widths = [max(_NARROW * letter, *(panels[i][0].width for panels in cells)) for i in range(len(cells[0]))]
+    width = sum(widths) + margin * (len(widths) + 1)
+    heads, alarms = (_wrap(text, font, width - 2 * margin) for text in (heading, alarm))
+    foot = 2 * line + margin
+    height = 2 * margin + line * len(heads + alarms) + sum(row.photo.height + foot for row in rows)
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    top = _MARGIN // 2
-    for line in heads:
-        draw.text((_MARGIN, top), line, fill=_INK, font=font)
-        top += _LINE
-    for line in alarms:
-        draw.rectangle((0, top, width, top + _LINE), fill=_ALARM)
-        draw.text((_MARGIN, top), line, fill=_PAPER, font=font)
-        top += _LINE
-    top += _MARGIN // 2
+    top = margin // 2
+    for text in heads:
+        draw.text((margin, top), text, fill=_INK, font=font)
+        top += line
+    for text in alarms:
+        draw.rectangle((0, top, width, top + line), fill=_ALARM)
+        draw.text((margin, top), text, fill=_PAPER, font=font)
+        top += line
+    top += margin // 2
     for row, panels in zip(rows, cells, strict=True):
         box = next((picture.box for picture in row.pictures if picture.box), None)
-        left = _MARGIN
+        left = margin
         for (image, picture), cell in zip(panels, widths, strict=True):
             sheet.paste(image, (left, top))
             if box and (picture is None or picture.box):
                 _frame(draw, box, left, top, image.size)
-            below = top + image.height + 3
-            text = picture.title if picture else row.caption
-            draw.text((left, below), _shorten(text, font, cell), fill=_INK if picture else _FAINT, font=font)
+            below = top + image.height + letter // 5
+            texts = row.caption if picture is None else (picture.title, "")
+            for i, text in enumerate(texts):
+                ink = _INK if picture else _FAINT
+                draw.text((left, below + i * line), _shorten(text, font, cell), fill=ink, font=font)
             if picture and picture.scale:
-                _legend(sheet, draw, picture.scale, left, below + _LINE, font)
-            left += cell + _MARGIN
+                _legend(sheet, draw, picture.scale, left, below + line, font, letter)
+            left += cell + margin
         top += row.photo.height + foot
     return sheet
 
@@ -84,9 +89,10 @@ def _frame(
 ) -> None:
     width, height = size
     x0, y0, x1, y1 = left + box[0] * width, top + box[1] * height, left + box[2] * width, top + box[3] * height
+    line = max(2, width // 200)
     # White within black: seen on any ground.
-    draw.rectangle((x0 - 3, y0 - 3, x1 + 2, y1 + 2), outline=(0, 0, 0), width=5)
-    draw.rectangle((x0 - 2, y0 - 2, x1 + 1, y1 + 1), outline=(255, 255, 255), width=3)
+    for grow, colour in ((2 * line, (0, 0, 0)), (line, (255, 255, 255))):
+        draw.rectangle((x0 - grow, y0 - grow, x1 + grow - 1, y1 + grow - 1), outline=colour, width=line)
 
 
 def _legend(
@@ -95,17 +101,18 @@ def _legend(
     scale: tuple[float, float],
     left: int,
     top: int,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    font: Font,
+    letter: int,
 ) -> None:
     low, high = (f"{value:.2g}" for value in scale)
     draw.text((left, top), low, fill=_INK, font=font)
-    start = left + int(draw.textlength(low, font=font)) + 6
-    colours = heat_colours(torch.linspace(0, 1, 100)).expand(12, -1, -1)
-    sheet.paste(Image.fromarray((colours * 255).round().byte().numpy()), (start, top + 3))
-    draw.text((start + 106, top), high, fill=_INK, font=font)
+    start = left + int(draw.textlength(low, font=font)) + letter // 2
+    colours = heat_colours(torch.linspace(0, 1, 7 * letter)).expand(letter * 4 // 5, -1, -1)
+    sheet.paste(Image.fromarray((colours * 255).round().byte().numpy()), (start, top + letter // 5))
+    draw.text((start + 7 * letter + letter // 2, top), high, fill=_INK, font=font)
 
 
-def _shorten(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+def _shorten(text: str, font: Font, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:
@@ -113,7 +120,7 @@ def _shorten(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, widt
     return text + "..."
 
 
-def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: Font, width: int) -> list[str]:
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
