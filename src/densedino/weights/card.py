@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from densedino.errors import InputError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 __all__ = ["WeightsCard"]
 
-_TUPLES = ("mean", "std", "notes")
+_TUPLES = {"mean": float, "std": float, "notes": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +58,14 @@ class WeightsCard:
         """
         known = {field.name for field in fields(cls)}
         required = known - {"dropped", "notes"}
+        if not isinstance(values, Mapping):
+            raise InputError(f"a weights card is a mapping, not a {type(values).__name__}.")
         if missing := sorted(required - values.keys()):
             raise InputError(f"weights card without {', '.join(missing)}; it must have {', '.join(sorted(required))}.")
         if unknown := sorted(values.keys() - known):
             raise InputError(f"weights card with unknown fields {', '.join(unknown)}; written by a newer densedino?")
         try:
-            converted = {key: tuple(values[key]) for key in _TUPLES if key in values}
+            converted = {key: tuple(map(kind, values[key])) for key, kind in _TUPLES.items() if key in values}
             rows = tuple((str(pattern), str(why)) for pattern, why in values.get("dropped", ()))
         except (TypeError, ValueError) as error:
             raise InputError(

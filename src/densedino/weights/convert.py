@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from densedino.errors import InputError, StateDictError
 from densedino.models.catalog import ViTSpec
 from densedino.weights.catalog import WEIGHTS
 from densedino.weights.dialects import DIALECTS, Dialect, from_meta, to_meta
-from densedino.weights.files import tensors_sha256
+from densedino.weights.files import METADATA_ATTRIBUTE, tensors_sha256
 from densedino.weights.fitting import fit
 from densedino.weights.identity import CARD_KEY
 from densedino.weights.kept import pack_kept
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Converted", "convert"]
 
+_SUFFIXES = {"meta": (".pth", ".pt"), "timm": (".safetensors",), "densedino": (".safetensors",)}
 _KEPT_LIMIT = 64 << 20  # bytes; what a dialect has no place for is a few vectors
 
 
@@ -43,6 +45,8 @@ class Converted:
     card: WeightsCard
     fingerprint: str
     """SHA-256 of the tensors under Meta's names: the same in every dialect."""
+    dropped: tuple[tuple[str, str], ...]
+    """(key pattern, why) of what the source file holds besides a backbone."""
     kept: tuple[str, ...]
     """Tensors that the dialect has no place for, carried in the metadata."""
     timm_name: str | None = None
@@ -59,12 +63,16 @@ def convert(weights: Weights, path: str | os.PathLike[str], *, to: Dialect, name
         name: which weights they are, if the file does not say.
 
     Raises:
-        InputError: no such dialect, or `path` exists.
+        InputError: no such dialect, a file name of another kind, or `path` exists.
         WeightsError: as `load_weights`.
     """
     if to not in DIALECTS:
         raise InputError(f"unknown dialect {to!r}; valid are {', '.join(DIALECTS)}.")
     target = Path(path).expanduser()
+    if to in _SUFFIXES and target.suffix not in _SUFFIXES[to]:
+        raise InputError(
+            f"{target}: {to} is written to a {_SUFFIXES[to][0]} file, and is read by that name. Rename it so."
+        )
     if target.exists():
         raise InputError(f"{target} exists, and nothing is overwritten. Give another path, or remove it first.")
     fitted, card = read_weights(name, weights=weights)
@@ -74,18 +82,21 @@ def convert(weights: Weights, path: str | os.PathLike[str], *, to: Dialect, name
     fingerprint = tensors_sha256(
         {k: v for k, v in fitted.tensors.items() if not k.endswith((".bias_mask", ".periods"))}
     )
+    dropped = card.dropped
     card = replace(
         card, dropped=(), dialect=to, notes=(*card.notes, f"converted from {card.dialect}, SHA-256 {card.sha256}")
     )
     metadata = _metadata(card, fingerprint, kept) | ({"timm": timm_name} if timm_name else {})
     with atomic_path(target, directory=to == "huggingface") as scratch:
         if to == "meta":
-            torch.save({key: _own_storage(value) for key, value in tensors.items()}, scratch)
+            state = OrderedDict((key, _own_storage(value)) for key, value in tensors.items())
+            setattr(state, METADATA_ATTRIBUTE, metadata)  # a strict load of the reference does not see it
+            torch.save(state, scratch)
         elif to == "huggingface":
             _write_folder(scratch, fitted, tensors, card, metadata)
         else:
             save_file(_contiguous(tensors), scratch, metadata=metadata)
-    return Converted(target, card, fingerprint, tuple(kept), timm_name)
+    return Converted(target, card, fingerprint, dropped, tuple(kept), timm_name)
 
 
 def _lost(fitted: Fitted, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -211,7 +222,8 @@ def _preprocessor(card: WeightsCard) -> dict[str, Any]:
 
 def _readme(card: WeightsCard, fingerprint: str) -> str:
     licence = f"[{card.licence}]({card.licence_url})" if card.licence_url else card.licence
-    front = "license: apache-2.0" if card.licence == "Apache-2.0" else f"license: other\nlicense_name: {card.licence}"
+    slug = "-".join(card.licence.lower().split())
+    front = "license: apache-2.0" if card.licence == "Apache-2.0" else f"license: other\nlicense_name: {slug}"
     front += f"\nlicense_link: {card.licence_url}" if card.licence_url else ""
     warning = "\n**Untrained: random weights; features are noise.**\n" if card.untrained else ""
     return f"""---

@@ -138,9 +138,8 @@ def to_meta(state: Mapping[str, Any]) -> Translation:
     dropped = [(pattern, "not weights") for pattern in patterns(others)]
     dropped += [(f"{rival}*", f"another copy of the backbone; {prefix}* was taken") for rival in rivals]
     rest = [key for key in outside if not key.startswith(tuple(rivals))] if rivals else outside
-    dropped += [
-        (f"{top}*", f"not part of the backbone {prefix}*") for top in sorted({_top(key, prefix) for key in rest})
-    ]
+    tops = sorted({_top(key, prefix) for key in rest} - set(others))
+    dropped += [(f"{top}*", f"not part of the backbone {prefix}*") for top in tops]
     notes = (f"taken from {prefix}*",) if rivals else ()
     if dialect != "meta":
         inside = _fuse_qkv(inside, dialect)
@@ -190,7 +189,7 @@ def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors by dotted path without wrapper segments, and the top-level names of everything that is no tensor."""
     tensors: dict[str, Tensor] = {}
     others: dict[str, None] = {}
-    stack: list[tuple[str, Any]] = [(str(key), value) for key, value in reversed(state.items())]
+    stack: list[tuple[str, Any]] = [(str(key), value) for key, value in reversed(list(state.items()))]
     while stack:
         path, value = stack.pop()
         if isinstance(value, Tensor):
@@ -199,7 +198,7 @@ def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
                 raise StateDictError(f"two tensors are named {key!r} once wrapper names ({path!r}) are taken off.")
             tensors[key] = value
         elif isinstance(value, Mapping):
-            stack += [(f"{path}.{key}", inner) for key, inner in reversed(value.items())]
+            stack += [(f"{path}.{key}", inner) for key, inner in reversed(list(value.items()))]
         else:
             others[path.split(".")[0]] = None
     return tensors, list(others)

@@ -24,8 +24,10 @@ from densedino.weights.transfer import describe_head, read_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Checkpoint", "read_checkpoint", "tensors_sha256"]
+__all__ = ["METADATA_ATTRIBUTE", "Checkpoint", "read_checkpoint", "tensors_sha256"]
 
+METADATA_ATTRIBUTE = "densedino_metadata"
+"""Attribute of the ordered dict in a .pth file that holds what a safetensors file has in its header."""
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _FOLDER_FILES = (
     "model.safetensors",
@@ -45,7 +47,7 @@ class Checkpoint:
     sha256: str
     file_name: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """Of a safetensors file."""
+    """Of a safetensors header, or of a .pth file that our converter wrote."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Of `config.json` beside the file (transformers, timm)."""
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
@@ -131,7 +133,7 @@ def _read_file(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     if len(head) > 8 and head[8:9] == b"{":
         return _read_safetensors(path)
     if head.startswith((b"PK", b"\x80")):
-        return _read_torch(path, head), {}
+        return _read_torch(path, head)
     raise StateDictError(
         f"{path} is neither safetensors nor a PyTorch file (it begins with {head[:8]!r}): compressed, encrypted "
         "or of another framework, perhaps."
@@ -149,12 +151,19 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
         ) from error
 
 
-def _read_torch(path: Path, head: bytes) -> Mapping[str, Any]:
+def _load_torch(path: Path, *, mmap: bool) -> Any:
+    if path.suffix == ".safetensors":  # torch.load goes by the name, and needs one to map the file
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap or None)
+
+
+def _read_torch(path: Path, head: bytes) -> tuple[Mapping[str, Any], dict[str, str]]:
     zipped = head.startswith(b"PK")
     try:
         names = zipfile.ZipFile(path).namelist() if zipped else []
         script = any(name.endswith("/constants.pkl") for name in names)
-        loaded = None if script else torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+        loaded = None if script else _load_torch(path, mmap=zipped)
     except zipfile.BadZipFile as error:
         raise StateDictError(
             f"{path}: truncated, its last part is missing ({path.stat().st_size:,} bytes are here). Get it again; "
@@ -174,7 +183,8 @@ def _read_torch(path: Path, head: bytes) -> Mapping[str, Any]:
         raise StateDictError(f"{path} is a TorchScript program. Save its tensors: torch.save(model.state_dict(), …).")
     if not isinstance(loaded, Mapping):
         raise StateDictError(f"{path} holds a {type(loaded).__name__}, not a state dict: save model.state_dict().")
-    return loaded
+    metadata = getattr(loaded, METADATA_ATTRIBUTE, {})
+    return loaded, {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, Mapping) else {}
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -183,5 +193,5 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     for key in sorted(tensors):
         value = tensors[key].detach().cpu().contiguous()
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(memoryview(value.flatten().view(torch.uint8).numpy()))
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -41,12 +41,14 @@ class Fitted:
     tensors: dict[str, Tensor]
     """Under Meta's names, complete: what a Meta file of this architecture holds, but for the doubled ConvNeXt norm."""
     dropped: tuple[tuple[str, str], ...]
-    """(key pattern, why) of what is in the file and not in `tensors`, or not used as it is there."""
+    """(key pattern, why) of what is in the file and not in `tensors`."""
+    remade: tuple[tuple[str, str], ...]
+    """(key pattern, why) of what the module computes itself instead of taking it from the file."""
     notes: tuple[str, ...]
 
     def module_state(self) -> tuple[dict[str, Tensor], tuple[tuple[str, str], ...]]:
         """The state dict that our module takes strictly, and all that was dropped on the way to it."""
-        state, dropped = dict(self.tensors), list(self.dropped)
+        state, dropped = dict(self.tensors), [*self.dropped, *self.remade]
         if isinstance(self.spec, ViTSpec):
             if not self.spec.local_cls_norm and state.pop("local_cls_norm.weight", None) is not None:
                 del state["local_cls_norm.bias"]
@@ -70,15 +72,16 @@ def fit(translation: Translation, *, kept: Mapping[str, Tensor] | None = None) -
             base; a key bias that is not masked.
     """
     tensors = dict(translation.tensors) | dict(kept or {})
-    dropped, notes = list(translation.dropped), list(translation.notes)
+    dropped, notes, remade = list(translation.dropped), list(translation.notes), []
     dropped += _drop_heads(tensors) + _drop_doubled_norm(tensors)
     spec, in_chans = infer_spec(tensors)
     _check_values(tensors)
     if isinstance(spec, ViTSpec):
-        dropped += _check_masks(tensors) + _check_periods(tensors, spec) + _drop_zero_bias(tensors, spec)
+        dropped += _drop_zero_bias(tensors, spec)
+        remade = _check_masks(tensors) + _check_periods(tensors, spec)
         notes += _fill(tensors, spec)
     _check_keys(tensors, spec, in_chans)
-    return Fitted(spec, in_chans, translation.dialect, tensors, tuple(dropped), tuple(notes))
+    return Fitted(spec, in_chans, translation.dialect, tensors, tuple(dropped), tuple(remade), tuple(notes))
 
 
 def infer_spec(tensors: Mapping[str, Tensor]) -> tuple[Spec, int]:

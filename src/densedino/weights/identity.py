@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["CARD_KEY", "Request", "identify"]
 
 CARD_KEY = "densedino.card"
-"""Key of a safetensors file's metadata under which our converter writes the weights card as JSON."""
+"""Key of a file's metadata under which our converter writes the weights card as JSON."""
 _TAGS = {"lvd1689m": ("LVD-1689M", IMAGENET_STATS), "sat493m": ("SAT-493M", SAT493M_STATS)}
 
 
@@ -121,7 +121,12 @@ def _from_record(record: WeightsRecord, checkpoint: Checkpoint, fitted: Fitted, 
 
 
 def _from_own_metadata(checkpoint: Checkpoint, fitted: Fitted, request: Request) -> WeightsCard:
-    written = WeightsCard.from_dict(json.loads(checkpoint.metadata[CARD_KEY]))
+    try:
+        written = WeightsCard.from_dict(json.loads(checkpoint.metadata[CARD_KEY]))
+    except ValueError as error:  # of JSON, and InputError
+        raise StateDictError(
+            f"{checkpoint.source}: the weights card in its metadata cannot be read: {error}"
+        ) from error
     if (written.model, written.in_chans) != (fitted.spec.name, fitted.in_chans):
         raise StateDictError(
             f"{checkpoint.source}: its metadata says {written.model} with {written.in_chans} channels, its tensors are "
@@ -137,7 +142,7 @@ def _from_own_metadata(checkpoint: Checkpoint, fitted: Fitted, request: Request)
         written,
         source=checkpoint.source,
         sha256=checkpoint.sha256,
-        dialect="densedino" if fitted.dialect == "meta" else fitted.dialect,
+        dialect=written.dialect if fitted.dialect == "meta" else fitted.dialect,
         dropped=fitted.dropped,
         notes=(*written.notes, *(note for note in fitted.notes if note not in written.notes)),
     )
@@ -165,7 +170,7 @@ def _from_claims(checkpoint: Checkpoint, fitted: Fitted, request: Request) -> We
             )
     stats = stats or (_TAGS[tag or "lvd1689m"][1])
     if len(stats[0]) != fitted.in_chans:
-        stats = ((0.0,) * fitted.in_chans, (1.0,) * fitted.in_chans)  # type: ignore[assignment]
+        stats = ((0.0,) * fitted.in_chans, (1.0,) * fitted.in_chans)
         notes.append(f"no mean and std are known for {fitted.in_chans} channels: 0 and 1, that is, values as they come")
     return _card(
         checkpoint,

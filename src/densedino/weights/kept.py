@@ -36,6 +36,7 @@ def unpack_kept(metadata: Mapping[str, str]) -> dict[str, Tensor]:
     if _KEY not in metadata:
         return {}
     try:
-        return load(base64.b64decode(metadata[_KEY], validate=True))
+        tensors: dict[str, Tensor] = load(base64.b64decode(metadata[_KEY], validate=True))
+        return tensors
     except (binascii.Error, SafetensorError) as error:
         raise StateDictError(f"the metadata entry {_KEY} is damaged ({error}); convert the original again.") from error

@@ -1,0 +1,99 @@
+"""Owns `densedino weights`: the table of weights, and conversion of checkpoints between dialects."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from densedino.cli.models import parameter_count
+from densedino.models.catalog import MODELS
+from densedino.weights.catalog import DEFAULT_WEIGHTS, WEIGHTS, WeightsRecord, list_weights
+
+if TYPE_CHECKING:
+    from densedino.weights.convert import Converted
+
+__all__ = ["COMMANDS", "convert", "list_"]
+
+
+def list_(pattern: Annotated[str, tyro.conf.Positional] = "*") -> None:
+    """List the weights that densedino knows. `densedino weights convert --help` tells about conversion.
+
+    Args:
+        pattern: names to list, with shell wildcards: 'vit*', '*sat493m'.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("weights", "trained on", "parameters", "licence", "here"):
+        table.add_column(heading, justify="right" if heading == "parameters" else "left", no_wrap=True)
+    for name in list_weights(pattern):
+        record = WEIGHTS[name]
+        size = f"{parameter_count(MODELS[record.model]):,}"
+        table.add_row(name, record.data, size, record.licence, _where(record))
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=200).print(table)  # a pipe gets whole lines
+    print(
+        f"\nWithout a name {DEFAULT_WEIGHTS} is used, which is in the package. The others are Meta's: give a file, the"
+    )
+    print("URL that Meta mails (in quotes), or a hub repository (facebook/… on request, timm/… without).")
+
+
+def _where(record: WeightsRecord) -> str:
+    from densedino.weights.hub import cached_snapshot
+    from densedino.weights.sources import cached
+
+    if cached(record.sha256) is not None:
+        return "yes"
+    for repository in (record.huggingface, record.timm):
+        if cached_snapshot(repository) is not None:
+            return f"yes, {repository}"
+    return "no"
+
+
+def convert(
+    source: Annotated[str, tyro.conf.Positional],
+    *,
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    to: Literal["meta", "huggingface", "timm", "densedino"],
+    name: str | None = None,
+) -> None:
+    """Write a checkpoint in another dialect; its tensors stay what they are, bit for bit.
+
+    densedino weights convert dinov3_vits16_pretrain_lvd1689m-08c60483.pth -o vits16/ --to huggingface
+
+    Args:
+        source: a file, a Hugging Face folder, an https URL, a hub id, or "random" for seeded untrained weights.
+        out: what to write: a folder for huggingface, a .pth file for meta, a .safetensors file for the others.
+        to: meta (the reference), huggingface (transformers), timm, or densedino.
+        name: which weights these are, if the file does not say: `vitl16-sat493m`.
+    """
+    from densedino.weights.convert import convert as convert_weights
+
+    print("\n".join(_report(convert_weights(source, out, to=to, name=name))))
+
+
+def _report(done: Converted) -> list[str]:
+    """What was written and how to open it, then all that is not as plain as that."""
+    opened = {
+        "meta": f"torch.load({str(done.path)!r}, weights_only=True)",
+        "huggingface": f"transformers.AutoModel.from_pretrained({str(done.path)!r})",
+        "timm": f"timm.create_model({done.timm_name!r}, checkpoint_path={str(done.path)!r})",
+        "densedino": f"densedino.load(weights={str(done.path)!r})",
+    }[done.card.dialect]
+    if done.card.dialect == "timm" and done.timm_name is None:
+        opened = f"timm has no {done.card.model}; the names are those of its Eva and ConvNeXt classes"
+    lines = [f"{done.path}: {done.card.name}{', UNTRAINED' if done.card.untrained else ''}, {done.card.dialect}"]
+    lines += [f"  open      {opened}"]
+    lines += [f"  licence   {done.card.licence} {done.card.licence_url}".rstrip()]
+    lines += [f"  tensors   SHA-256 {done.fingerprint}"]
+    lines += [
+        f"  carried   {pattern}: no place for it in this dialect, so it is in the metadata" for pattern in done.kept
+    ]
+    lines += [f"  dropped   {pattern}: {why}" for pattern, why in done.dropped]
+    return lines + [f"  note      {note}" for note in done.card.notes]
+
+
+COMMANDS = {"": list_, "convert": convert}
