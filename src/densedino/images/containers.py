@@ -12,7 +12,7 @@ import stat
 import sys
 import warnings
 from contextlib import contextmanager, suppress
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
@@ -21,6 +21,7 @@ from densedino.errors import ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import BufferedReader
 
     from numpy.typing import NDArray
 
@@ -47,7 +48,7 @@ MAX_SCANS = 100  # a progressive JPEG has about 10; each costs a pass over the w
 Planes = tuple["NDArray[Any]", "NDArray[np.bool_] | None"]
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a file for reading, without ever waiting for a pipe or a device.
 
     Raises:
@@ -114,18 +115,14 @@ def _boundary(name: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ImageError(
-            f"{name} does not fit into memory. Lower max_pixels, or cut the picture into tiles."
+            f"{name} does not fit into memory. Cut the picture into tiles, or lower max_pixels."
         ) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(
-            f"{name}: {error} Fix, if it is genuine: cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS."
-        ) from error
-    except (
-        Exception
-    ) as error:  # Pillow's plugins let anything through: struct.error, KeyError, zlib.error, SyntaxError …
-        raise ImageError(
-            f"{name} is damaged or incomplete ({type(error).__name__}: {error}). Fetch it again."
-        ) from error
+        fix = "Fix, if it is genuine: cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS."
+        raise ImageError(f"{name}: {error} {fix}") from error
+    except Exception as error:  # whatever Pillow's plugins let through: struct.error, KeyError, SyntaxError, zlib.error
+        what = f"{type(error).__name__}: {error}"
+        raise ImageError(f"{name} is damaged or incomplete ({what}). Fetch it again.") from error
 
 
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -202,7 +199,8 @@ def _sixteen_bit_colours(image: Image.Image, file: IO[bytes]) -> Planes | None:
     """16-bit colours of a PNG or TIFF, exactly: Pillow has no mode for them and keeps the high bytes only.
 
     Read twice, the second time as if the byte order were the other one, the high and the low bytes are both had.
-    16-bit grey with alpha is read once, as if each of its four bytes were a channel. None for all other files.
+    16-bit grey with alpha is read once, as if each of its four bytes were a channel. None for all other files, also
+    for TIFF with premultiplied alpha or CMYK, which keep 8 bits.
     """
     rawmode = _rawmode(image)
     key = image.info.get("transparency")

@@ -74,7 +74,7 @@ def read_image(
         raise InputError(f"in_chans is {in_chans}; a model takes at least 1 channel.")
     name = _describe(source)
     array, valid = _decode(source, name, max_pixels)
-    if array.shape[0] == 0 or array.shape[1] == 0:
+    if 0 in array.shape:
         raise ImageError(f"{name} has no pixels.")
     array, white = _on_known_scale(array, max_value, name)
     valid = None if valid is None or valid.all() else valid
@@ -127,10 +127,10 @@ def _from_array(array: NDArray[Any], name: str) -> tuple[NDArray[Any], NDArray[n
     if array.ndim not in (2, 3):
         hint = " Pass the images of a batch one by one, or as a list." if array.ndim == 4 else ""
         raise ImageError(f"{name} is not [H,W] or [H,W,C].{hint}")
-    valid = None
+    valid: NDArray[np.bool_] | None = None
     array = array[..., None] if array.ndim == 2 else array
     if isinstance(array, np.ma.MaskedArray):
-        valid = ~np.ma.getmaskarray(array).any(-1)
+        valid = np.all(~np.ma.getmaskarray(array), axis=2)
         array = array.filled(0)
     return array.astype(array.dtype.newbyteorder("="), copy=False), valid
 
@@ -218,4 +218,5 @@ def _as_unit_floats(array: NDArray[Any], max_value: float | None, name: str) -> 
             f"{name} has no value above {high:.4g}: it looks divided by 255 twice. Pass uint8, or floats in [0, 1] "
             "(max_value=1, if it is as dark as that)."
         )
-    return np.clip(array.astype(np.float32) / np.float32(white), 0, 1)
+    unit: NDArray[np.float32] = array.astype(np.float32) / np.float32(white)
+    return unit.clip(0, 1)

@@ -93,8 +93,8 @@ class Transform:
             raise InputError(
                 f"mean={self.mean} is not in [0, 1]. Divide mean and std by 255 if they are in grey levels."
             )
-        sides = self.resize if isinstance(self.resize, tuple) else (self.resize or 1, 1)
-        if len(sides) != 2 or min(sides) < 1 or self.stride < 1 or (self.max_tokens or 1) < 1:
+        sides = self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
+        if len(sides) != 2 or any(n is not None and n < 1 for n in (*sides, self.stride, self.max_tokens)):
             raise InputError(
                 f"resize={self.resize}, stride={self.stride}, max_tokens={self.max_tokens}: sizes must be positive, "
                 "and resize an integer (short side) or (height, width)."
