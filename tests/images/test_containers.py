@@ -338,6 +338,14 @@ def test_bomb_headers():
         read_image(encoded(PHOTO, "BMP") + bytes(2**21), max_pixels=30_000)
 
 
+def test_jpeg_with_too_little_data_for_its_size():
+    body = bytearray(encoded(PHOTO, "JPEG"))
+    size = body.index(b"\xff\xc0") + 5
+    body[size : size + 4] = struct.pack(">HH", 8000, 20000)  # complete to the end marker: libjpeg fills it with grey
+    with pytest.raises(ImageError, match="less than a bit for each"):
+        read_image(bytes(body))
+
+
 def test_progressive_jpeg_with_too_many_scans():
     body = encoded(PHOTO, "JPEG", progressive=True)
     start = body.rindex(b"\xff\xda")

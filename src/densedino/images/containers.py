@@ -88,7 +88,7 @@ def decode_file(file: IO[bytes], *, name: str, suffix: str = "", max_pixels: int
             raise ImageError(f"{name} {_explain_unidentified(file)}") from error
         _check_size(image, name, max_pixels)
         if image.format in ("JPEG", "MPO"):
-            _check_scans(image, file, name)
+            _check_jpeg(image, file, size, name)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _check_tiff(image, name)
         return _upright(image, *(_sixteen_bit_colours(image, file) or _planes(image)))
@@ -152,8 +152,10 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
         )
 
 
-def _check_scans(image: Image.Image, file: IO[bytes], name: str) -> None:
-    """Refuse the progressive JPEG of few bytes that orders thousands of passes over millions of pixels."""
+def _check_jpeg(image: Image.Image, file: IO[bytes], size: int, name: str) -> None:
+    """Refuse the JPEG whose few bytes stand for millions of pixels: libjpeg would make up the missing ones."""
+    if image.width * image.height > size * 8 * 64:
+        raise ImageError(f"{name} is incomplete: {size:,} bytes are less than a bit for each 8×8 block of pixels.")
     if image.info.get("progressive"):
         position = file.tell()
         file.seek(0)
@@ -161,7 +163,7 @@ def _check_scans(image: Image.Image, file: IO[bytes], name: str) -> None:
         file.seek(position)
         if scans > MAX_SCANS:
             raise ImageError(
-                f"{name} is a progressive JPEG of {scans} scans; up to {MAX_SCANS} are read. Save it again as baseline."
+                f"{name} is a JPEG of {scans} scans; up to {MAX_SCANS} are read. Save it again as baseline."
             )
 
 

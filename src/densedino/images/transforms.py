@@ -147,7 +147,8 @@ class Transform:
             raise ImageError(
                 f"{height}×{width} pixels (H×W)"
                 + (f", resized to {size[0]}×{size[1]}," if size != (height, width) else "")
-                + f" is smaller than one {self.stride}×{self.stride} patch. Fix: leave it out, or give resize=."
+                + f" is smaller than one {self.stride}×{self.stride} patch. Fix: leave it out, or change "
+                + ("resize=." if self.max_tokens is None else "resize= or max_tokens=.")
             )
         if self.fit == "error" and (size[0] % self.stride or size[1] % self.stride):
             near = [f"{h}×{w}" for h in self._near(size[0]) for w in self._near(size[1])]
