@@ -154,8 +154,10 @@ def _pair(text: str, flag: str, form: str) -> tuple[int, int]:
 
 
 def _resize(text: str | None) -> int | tuple[int, int] | Literal["native"] | None:
-    if text is None or text == "native":
-        return text
+    if text is None:
+        return None
+    if text == "native":
+        return "native"
     match = re.fullmatch(r"([1-9]\d*)(?:[x×,]([1-9]\d*))?", text)
     if not match:
         raise InputError(f"--resize {text!r}: write 512 (short side), 512x768 (height x width) or native.")

@@ -70,13 +70,14 @@ def environment() -> dict[str, str]:
     """Names and values worth quoting in a bug report."""
     from densedino import __version__
 
+    threads = os.environ.get("OMP_NUM_THREADS", "unset")
     free = shutil.disk_usage(_nearest_existing(cache_dir())).free
     return {
         "densedino": f"{__version__} in {Path(__file__).parent.parent}",
         "Python": f"{platform.python_version()} at {sys.executable}",
         "system": platform.platform(),
         "CPU": f"{_cpu_name()}, {os.cpu_count()} logical cores, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": f"{torch.get_num_threads()} used by PyTorch, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'unset')}",
+        "threads": f"{torch.get_num_threads()} used by PyTorch, OMP_NUM_THREADS {threads}",
         "load": f"{os.getloadavg()[0]:.1f} cores busy in the last minute" if hasattr(os, "getloadavg") else "unknown",
         "memory": _memory(),
         "PyTorch": f"{torch.__version__}, {_build()}",

@@ -12,6 +12,7 @@ from PIL import Image
 from densedino.errors import InputError
 from densedino.features.colours import PcaBasis, fit_pca, heat_colours
 from densedino.features.tokens import upsample_tokens
+from densedino.models.vit import VisionTransformer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -213,7 +214,7 @@ def cls_attention(dino: FeatureExtractor, prepared: Prepared, *, layer: int = -1
         InputError: a model without attention, no such layer, or an image whose attention does not fit in memory.
     """
     model = dino.model
-    if not hasattr(model, "get_attention_maps"):
+    if not isinstance(model, VisionTransformer):
         raise InputError(
             f"{dino.card.model} is a ConvNeXt and has no attention. Use a ViT, or another kind of picture."
         )
