@@ -228,8 +228,8 @@ def cls_attention(dino: FeatureExtractor, prepared: Prepared, *, layer: int = -1
             f"at most {_ATTENTION_BYTES >> 30} GiB are used. Give a smaller resize."
         )
     with torch.inference_mode():
-        whole: Tensor = model.get_attention_maps(pixels, n=[layer])[0]
-    return whole[0, :, 0, first:].unflatten(1, (height, width)).cpu()
+        whole = model.get_attention_maps(pixels, n=[layer])[0]
+    return whole[0, :, 0, first:].reshape(-1, height, width).cpu()
 
 
 def attention_images(
