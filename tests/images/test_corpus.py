@@ -1,4 +1,4 @@
-"""Several hundred damaged, odd and hostile files: each refused or read right, without a crash, a hang or much memory."""
+"""Several hundred damaged, odd and hostile files: each refused or read right; no crash, no hang, bounded memory."""
 
 from __future__ import annotations
 
