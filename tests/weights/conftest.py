@@ -20,7 +20,7 @@ def cache(tmp_path, monkeypatch):
     """The cache folder, empty, and no waiting between attempts."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("DENSEDINO_CACHE", str(folder))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(transfer, "BACKOFF", 0.001)
     return folder
 
@@ -36,10 +36,12 @@ def released():
             if key.endswith((".bias_mask", ".periods")):
                 continue
             noise = torch.randn(value.shape, generator=generator)
-            scaled = 0.05 * noise if value.ndim > 1 else 0.2 * noise
-            state[key] = (
-                1.0 + scaled if key.endswith(("gamma", "norm.weight", "norm1.weight", "norm2.weight")) else scaled
-            )
+            if key.endswith("gamma"):
+                state[key] = 0.2 + 0.05 * noise
+            elif key.endswith("weight") and value.ndim == 1:
+                state[key] = 1.0 + 0.1 * noise
+            else:
+                state[key] = noise * (0.1 if value.ndim == 1 or "token" in key else value[0].numel() ** -0.5)
             if key.endswith("qkv.bias"):
                 if zero_bias:
                     state[key].zero_()

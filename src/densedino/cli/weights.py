@@ -12,13 +12,19 @@ from densedino.models.catalog import MODELS
 from densedino.weights.catalog import DEFAULT_WEIGHTS, WEIGHTS, WeightsRecord, list_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from densedino.weights.card import WeightsCard
     from densedino.weights.convert import Converted
 
-__all__ = ["COMMANDS", "convert", "list_"]
+__all__ = ["COMMANDS", "convert", "list_", "show"]
 
 
 def list_(pattern: Annotated[str, tyro.conf.Positional] = "*") -> None:
-    """List the weights that densedino knows. `densedino weights convert --help` tells about conversion.
+    """List the weights that densedino knows.
+
+    densedino weights show FILE       what a checkpoint is
+    densedino weights convert FILE    write it in another dialect
 
     Args:
         pattern: names to list, with shell wildcards: 'vit*', '*sat493m'.
@@ -75,6 +81,21 @@ def convert(
     print("\n".join(_report(convert_weights(source, out, to=to, name=name))))
 
 
+def show(source: Annotated[str, tyro.conf.Positional], *, name: str | None = None) -> None:
+    """Say what a checkpoint is: which weights, which dialect, what of it would be used and what not.
+
+    densedino weights show checkpoint.pth
+
+    Args:
+        source: a file, a Hugging Face folder, an https URL, a hub id, or "random".
+        name: which weights these are, if the file does not say: `vitl16-sat493m`.
+    """
+    from densedino.weights.loading import read_weights
+
+    fitted, card = read_weights(name, weights=source)
+    print("\n".join([*_identity(card), *_rows("not used", fitted.module_state()[1]), *_rows("note", card.notes)]))
+
+
 def _report(done: Converted) -> list[str]:
     """What was written and how to open it, then all that is not as plain as that."""
     opened = {
@@ -85,15 +106,30 @@ def _report(done: Converted) -> list[str]:
     }[done.card.dialect]
     if done.card.dialect == "timm" and done.timm_name is None:
         opened = f"timm has no {done.card.model}; the names are those of its Eva and ConvNeXt classes"
-    lines = [f"{done.path}: {done.card.name}{', UNTRAINED' if done.card.untrained else ''}, {done.card.dialect}"]
-    lines += [f"  open      {opened}"]
-    lines += [f"  licence   {done.card.licence} {done.card.licence_url}".rstrip()]
-    lines += [f"  tensors   SHA-256 {done.fingerprint}"]
-    lines += [
-        f"  carried   {pattern}: no place for it in this dialect, so it is in the metadata" for pattern in done.kept
+    carried = [(key, "no place for it in this dialect, so it is in the metadata") for key in done.kept]
+    return [
+        f"wrote {done.path}",
+        *_rows("open", [opened]),
+        *_identity(done.card),
+        *_rows("tensors", [f"SHA-256 {done.fingerprint}"]),
+        *_rows("carried", carried),
+        *_rows("not written", done.dropped),
+        *_rows("note", done.card.notes),
     ]
-    lines += [f"  dropped   {pattern}: {why}" for pattern, why in done.dropped]
-    return lines + [f"  note      {note}" for note in done.card.notes]
 
 
-COMMANDS = {"": list_, "convert": convert}
+def _identity(card: WeightsCard) -> list[str]:
+    return [
+        *_rows("weights", [f"{card.name}{', UNTRAINED' if card.untrained else ''}, {card.dialect} dialect"]),
+        *_rows("trained on", [card.data]),
+        *_rows("mean, std", [f"{list(card.mean)}, {list(card.std)}"]),
+        *_rows("licence", [f"{card.licence} {card.licence_url}".rstrip()]),
+        *_rows("source file", [f"SHA-256 {card.sha256}"] if card.source != "random" else ["random"]),
+    ]
+
+
+def _rows(heading: str, values: Iterable[str | tuple[str, str]]) -> list[str]:
+    return [f"  {heading:<12}{value if isinstance(value, str) else ': '.join(value)}" for value in values]
+
+
+COMMANDS = {"": list_, "convert": convert, "show": show}

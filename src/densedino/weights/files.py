@@ -151,6 +151,11 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
         ) from error
 
 
+def _is_script(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
 def _load_torch(path: Path, *, mmap: bool) -> Any:
     if path.suffix == ".safetensors":  # torch.load goes by the name, and needs one to map the file
         with path.open("rb") as file:
@@ -161,8 +166,7 @@ def _load_torch(path: Path, *, mmap: bool) -> Any:
 def _read_torch(path: Path, head: bytes) -> tuple[Mapping[str, Any], dict[str, str]]:
     zipped = head.startswith(b"PK")
     try:
-        names = zipfile.ZipFile(path).namelist() if zipped else []
-        script = any(name.endswith("/constants.pkl") for name in names)
+        script = zipped and _is_script(path)
         loaded = None if script else _load_torch(path, mmap=zipped)
     except zipfile.BadZipFile as error:
         raise StateDictError(

@@ -19,7 +19,7 @@ from densedino.models.rope import rope_periods
 from densedino.weights.dialects import likely_cause, patterns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
     from densedino.weights.dialects import Dialect, Translation
 
@@ -78,7 +78,7 @@ def fit(translation: Translation, *, kept: Mapping[str, Tensor] | None = None) -
     _check_values(tensors)
     if isinstance(spec, ViTSpec):
         dropped += _drop_zero_bias(tensors, spec)
-        remade = _check_masks(tensors) + _check_periods(tensors, spec)
+        remade = _check_masks(tensors, trusted=kept or ()) + _check_periods(tensors, spec)
         notes += _fill(tensors, spec)
     _check_keys(tensors, spec, in_chans)
     return Fitted(spec, in_chans, translation.dialect, tensors, tuple(dropped), tuple(remade), tuple(notes))
@@ -183,8 +183,11 @@ def _finite(value: Tensor) -> bool:
     return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
-def _check_masks(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
-    """Take off every `bias_mask` that is as it should be, or NaN as in files saved before initialisation."""
+def _check_masks(tensors: dict[str, Tensor], *, trusted: Container[str]) -> list[tuple[str, str]]:
+    """Take off every `bias_mask` that is as it should be, or NaN as in files saved before initialisation.
+
+    Biases in `trusted` had a right mask when our converter read them.
+    """
     masks = {key: tensors.pop(key) for key in list(tensors) if key.endswith(".attn.qkv.bias_mask")}
     for key, mask in masks.items():
         expected = torch.ones_like(mask)
@@ -192,7 +195,9 @@ def _check_masks(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
         if not (mask.isnan().all() or torch.equal(mask, expected)):
             raise StateDictError(f"{key} is not ones, zeros, ones for query, key, value: this is another model.")
     for key, bias in tensors.items():
-        if _KEY_BIAS.fullmatch(key) and f"{key}_mask" not in masks and _key_third(bias).count_nonzero():
+        if not _KEY_BIAS.fullmatch(key) or f"{key}_mask" in masks or key in trusted:
+            continue
+        if _key_third(bias).count_nonzero():
             raise StateDictError(
                 f"{key} has a key part that is not zero and no {key}_mask beside it: a model trained without "
                 "mask_k_bias. DINOv3's has none, so the features would differ."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
 
 from densedino.errors import DownloadError, InputError, require
 
@@ -47,11 +46,11 @@ def fetch_snapshot(repository: str) -> Path:
         MissingExtraError: huggingface_hub is not installed.
         DownloadError: gated, not there, no network, or without weights.
     """
-    hub = require("huggingface_hub", extra="interop", purpose=f"weights={repository!r}")
-    errors, name = hub.errors, repository.partition("@")[0]
+    errors = require("huggingface_hub.errors", extra="interop", purpose=f"weights={repository!r}")
+    name = repository.partition("@")[0]
     try:
-        folder = _snapshot(hub, repository, patterns=_PATTERNS)
-        return folder if _has_weights(folder) else _snapshot(hub, repository, patterns=_OLD_PATTERNS)
+        folder = _snapshot(repository, patterns=_PATTERNS)
+        return folder if _has_weights(folder) else _snapshot(repository, patterns=_OLD_PATTERNS)
     except errors.GatedRepoError:
         raise DownloadError(
             f"{repository} is a gated repository. Accept its licence on https://huggingface.co/{name}, wait for the "
@@ -63,34 +62,33 @@ def fetch_snapshot(repository: str) -> Path:
         ) from None
     except errors.RevisionNotFoundError:
         raise DownloadError(f"{repository}: no such revision. Leave out what follows '@', or check it.") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+    except errors.HFValidationError as error:
+        raise InputError(f"{repository!r} is no name of a hub repository: {error}") from None
+    except Exception as error:  # the client lets errors of several libraries through, and every one has this message
         raise DownloadError(
-            f"{repository}: the hub cannot be reached, and its cache here has no copy ({type(error).__name__}). "
-            "Check the connection, or pass the path of a file."
+            f"{repository}: the hub cannot be reached, and its cache here has no copy ({type(error).__name__}: "
+            f"{str(error).strip().partition(chr(10))[0][:160]}). Check the connection, or pass the path of a file."
         ) from error
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "?")
-        raise DownloadError(
-            f"{repository}: the hub answered {status}. Try again later, or pass the path of a file."
-        ) from None
 
 
 def cached_snapshot(repository: str | None) -> Path | None:
     """The folder of a repository that is wholly in the hub's cache, None if it is not (no network is used)."""
     if repository is None or importlib.util.find_spec("huggingface_hub") is None:
         return None
-    import huggingface_hub as hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = _snapshot(hub, repository, patterns=_PATTERNS, local=True)
-    except hub.errors.LocalEntryNotFoundError:
+        folder = _snapshot(repository, patterns=_PATTERNS, local=True)
+    except LocalEntryNotFoundError:
         return None
     return folder if _has_weights(folder) else None
 
 
-def _snapshot(hub: Any, repository: str, *, patterns: list[str], local: bool = False) -> Path:
+def _snapshot(repository: str, *, patterns: list[str], local: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
+
     name, _, revision = repository.partition("@")
-    return Path(hub.snapshot_download(name, revision=revision or None, allow_patterns=patterns, local_files_only=local))
+    return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns, local_files_only=local))
 
 
 def _has_weights(folder: Path) -> bool:

@@ -78,18 +78,22 @@ def identify(checkpoint: Checkpoint, fitted: Fitted, request: Request) -> Weight
 
 def _record_of(checkpoint: Checkpoint) -> WeightsRecord | None:
     """The table's row that the content's hash, or the official repository, belongs to."""
-    repository = checkpoint.source.removeprefix("hf:").partition("@")[0]
+    repository = _repository(checkpoint.source)
     for record in WEIGHTS.values():
         stem, _, tag = (record.timm or "").rpartition(".")
         if checkpoint.sha256.startswith(record.sha256):
             return record
-        if checkpoint.source.startswith("hf:") and repository in (
-            record.huggingface,
-            record.timm,
-            f"{stem}_qkvb.{tag}",
-        ):
+        if repository is not None and repository in (record.huggingface, record.timm, f"{stem}_qkvb.{tag}"):
             return record
     return None
+
+
+def _repository(source: str) -> str | None:
+    """The hub repository that a source is, or in whose folder of the hub's cache it lies."""
+    if source.startswith("hf:"):
+        return source.removeprefix("hf:").partition("@")[0]
+    folders = [part.split("--") for part in PurePath(source).parts if part.startswith("models--")]
+    return "/".join(folders[-1][1:]) if folders else None
 
 
 def _card(checkpoint: Checkpoint, fitted: Fitted, **values: Any) -> WeightsCard:
@@ -160,7 +164,9 @@ def _from_claims(checkpoint: Checkpoint, fitted: Fitted, request: Request) -> We
     notes = list(fitted.notes)
     if (record := WEIGHTS.get(f"{fitted.spec.name}-{tag}")) is not None:
         data, licence, licence_url = record.data, record.licence, record.licence_url
-        notes.append(f"not a released file; taken for {record.name} or derived from it because of {claims[0][0]}")
+        like = f"named like the released {record.file}, but of other content"
+        what = like if checkpoint.file_name == record.file else "not a released file"
+        notes.append(f"{what}; taken for {record.name} or derived from it because of {claims[0][0]}")
     else:
         timm = checkpoint.config.get("pretrained_cfg", {})
         data, licence, licence_url = str(timm.get("tag", "unknown")), str(timm.get("license", "unknown")), ""

@@ -63,7 +63,7 @@ def load_weights(
         StateDictError: not these weights, not this architecture, or tensors that do not fit.
     """
     fitted, card = read_weights(name, weights=weights)
-    _show_licence(card)
+    _say_once(card)
     state, dropped = fitted.module_state()
     model = create_model(fitted.spec, in_chans=fitted.in_chans, device="meta")
     model.load_state_dict(state, strict=True, assign=True)
@@ -177,6 +177,9 @@ def _random(request: Request) -> tuple[Fitted, WeightsCard]:
     )
 
 
-def _show_licence(card: WeightsCard) -> None:
+def _say_once(card: WeightsCard) -> None:
+    """Licence, and what had to be assumed, of content that is new to this machine."""
     if card.licence_url and card.licence != "Apache-2.0" and first_sight(card.sha256):
         print(f"densedino: {card.name} is under the {card.licence}: {card.licence_url} (shown once)", file=sys.stderr)
+        for note in card.notes:
+            print(f"densedino: {card.source}: {note}", file=sys.stderr)
