@@ -1,4 +1,4 @@
-"""Owns the ConvNeXt backbone (Liu et al. 2022) as DINOv3 distils it (paper, section 6): CLS is the mean of the last map.
+"""Owns the ConvNeXt backbone (Liu et al. 2022) as DINOv3 distils it (paper, section 6): CLS is the last map's mean.
 
 Parameter names are those of Meta's released checkpoints, less the second copy of the final norm (`norms.3`).
 Maps are kept in channels-last memory, so that norms and pointwise layers read contiguous channels.
@@ -47,9 +47,10 @@ class ConvNeXtBlock(nn.Module):
         """[B, C, H, W] -> [B, C, H, W]."""
         branch = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
         branch = self.pwconv2(linear_gelu(self.pwconv1, branch))
+        branch = branch * self.gamma
         if self.training and self.drop_path_rate > 0.0:
-            return x + drop_path(branch * self.gamma, self.drop_path_rate).permute(0, 3, 1, 2)
-        return torch.addcmul(x.permute(0, 2, 3, 1), branch, self.gamma).permute(0, 3, 1, 2)
+            branch = drop_path(branch, self.drop_path_rate)
+        return x + branch.permute(0, 3, 1, 2)
 
 
 class ConvNeXt(nn.Module):

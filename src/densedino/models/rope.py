@@ -59,7 +59,7 @@ def rope_coords(height: int, width: int, device: torch.device | None = None) -> 
 
 def rope_angles(coords: Tensor, periods: Tensor) -> Tensor:
     """Angles [N, head_dim / 2] = [row angles, column angles] of coordinates [N, 2]."""
-    return (2.0 * math.pi * coords[:, :, None] / periods).flatten(1)
+    return (2.0 * math.pi * coords[:, :, None] * (1.0 / periods)).flatten(1)  # as transformers rounds it
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -74,8 +74,8 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     half = sin.shape[-1]
     source = x.float()
     out = source * cos  # then in place on its halves: least memory traffic, which is what a rotation costs
-    out[..., :half].addcmul_(source[..., half:], sin, value=-1.0)
-    out[..., half:].addcmul_(source[..., :half], sin)
+    out[..., :half] -= source[..., half:] * sin
+    out[..., half:] += source[..., :half] * sin
     return out.to(x.dtype)
 
 

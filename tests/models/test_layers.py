@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from densedino.models.layers import Linear, attention, drop_path, linear_gelu
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_inference_kernels_give_what_training_kernels_give(dtype: torch.dtype, bias: bool) -> None:
+    layer = Linear(64, 96, bias=bias).to(dtype)
+    x = torch.randn(2, 33, 64, dtype=dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    with torch.inference_mode():
+        fast, fast_gelu = layer(x), linear_gelu(layer, x)
+    torch.testing.assert_close(fast, layer(x), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(fast_gelu, F.gelu(layer(x)), rtol=tolerance, atol=tolerance)
+
+
+def test_a_hook_on_the_first_ffn_layer_sees_its_own_output() -> None:
+    layer = Linear(8, 8)
+    seen = []
+    layer.register_forward_hook(lambda *args: seen.append(args[2]))
+    x = torch.randn(3, 8)
+    with torch.inference_mode():
+        out = linear_gelu(layer, x)
+    torch.testing.assert_close(seen[0], F.linear(x, layer.weight, layer.bias))
+    torch.testing.assert_close(out, F.gelu(seen[0]))
+
+
+def test_bfloat16_weights_take_float32_activations() -> None:
+    layer = Linear(8, 8).bfloat16()
+    assert layer(torch.randn(3, 8)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 201, 700])
+@pytest.mark.parametrize("head_dim", [16, 64])
+def test_blockwise_bfloat16_attention_is_attention(tokens: int, head_dim: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, tokens, 3, head_dim).transpose(1, 2) for _ in range(3))
+    k = k + 3.0  # a component that all keys share changes nothing
+    with torch.inference_mode():
+        fast = attention(*(t.bfloat16() for t in (q, k, v))).float()
+    exact = F.scaled_dot_product_attention(*(t.bfloat16().float() for t in (q, k, v)))
+    assert F.cosine_similarity(fast, exact, dim=-1).min() > 0.9995
+
+
+def test_drop_path_rate_does_not_depend_on_the_batch() -> None:
+    torch.manual_seed(0)
+    for batch in (1, 3, 64):
+        kept = torch.stack([drop_path(torch.ones(batch, 2), 0.3) for _ in range(6000 // batch)])
+        assert abs((kept == 0).float().mean().item() - 0.3) < 0.03
+        torch.testing.assert_close(kept.max(), torch.tensor(1 / 0.7))

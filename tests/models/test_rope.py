@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from densedino.errors import StateDictError
+from densedino.models.catalog import create_model
+from densedino.models.rope import RopeAugment, RopeEmbed, rope_coords, rope_periods, rotate
+
+
+def test_periods_are_the_documented_ones() -> None:
+    periods = rope_periods(64, 100.0)
+    assert periods.shape == (16,)
+    assert periods[0] == 1.0
+    assert periods[-1].item() == pytest.approx(74.99, abs=0.01)
+
+
+def test_coordinates_are_patch_centres_on_each_axis() -> None:
+    coords = rope_coords(2, 4)
+    assert coords.shape == (8, 2)
+    assert coords[:, 0].unique().tolist() == [-0.5, 0.5]
+    assert coords[:4, 1].tolist() == [-0.75, -0.25, 0.25, 0.75]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 5), st.sampled_from([8, 16, 64]))
+def test_rotation_by_a_naive_formula(height: int, width: int, prefix: int, head_dim: int) -> None:
+    tables = RopeEmbed(head_dim, base=100.0, num_prefix_tokens=prefix).eval()(height, width, torch.device("cpu"))
+    x = torch.randn(1, prefix + height * width, 2, head_dim)
+    out = rotate(x, tables)
+    torch.testing.assert_close(out[:, :prefix], x[:, :prefix], rtol=0, atol=0)
+    torch.testing.assert_close(out.norm(dim=-1), x.norm(dim=-1), rtol=1e-4, atol=1e-5)
+    quarter = head_dim // 4
+    token = height * width - 1  # the last patch
+    row, col = 1 - 1 / height, 1 - 1 / width
+    for channel in range(head_dim // 2):
+        position = row if channel < quarter else col
+        angle = 2 * math.pi * position / 100 ** ((channel % quarter) / (head_dim / 4))
+        pair = complex(x[0, prefix + token, 0, channel], x[0, prefix + token, 0, channel + head_dim // 2])
+        turned = pair * complex(math.cos(angle), math.sin(angle))
+        got = out[0, prefix + token, 0]
+        assert got[channel].item() == pytest.approx(turned.real, abs=1e-4)
+        assert got[channel + head_dim // 2].item() == pytest.approx(turned.imag, abs=1e-4)
+
+
+def test_augmentation_stays_in_its_ranges() -> None:
+    coords = rope_coords(4, 4)
+    for _ in range(50):
+        shifted = RopeAugment(shift=0.5)(coords) - coords
+        assert shifted.abs().max() <= 0.5
+        assert (shifted - shifted[0]).abs().max() < 1e-6
+        ratio = RopeAugment(rescale=2.0)(coords) / coords
+        assert 0.5 <= ratio.min() <= ratio.max() <= 2.0
+        assert (ratio - ratio[0, 0]).abs().max() < 1e-5
+        jitter = RopeAugment(jitter=1.5)(coords) / coords
+        assert (jitter - jitter[0]).abs().max() < 1e-5
+
+
+def test_bf16_rounded_periods_of_a_file_are_recomputed_and_others_refused() -> None:
+    model = create_model("debug_vit")
+    state = model.state_dict()
+    exact = state["rope_embed.periods"].clone()
+    state["rope_embed.periods"] = exact.bfloat16().float()
+    model.load_state_dict(state)
+    torch.testing.assert_close(model.rope_embed.periods, exact, rtol=0, atol=0)
+    state["rope_embed.periods"] = exact * 1.5
+    with pytest.raises(StateDictError, match="another model"):
+        model.load_state_dict(state)
