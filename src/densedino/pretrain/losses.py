@@ -46,7 +46,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        device = next(x.device for x in args if isinstance(x, torch.Tensor))
+        device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
         with torch.autocast(device.type, enabled=False):
             return function(*args, **kwargs)
 
