@@ -1,0 +1,257 @@
+"""Owns `densedino extract`: options, what is said before, during and after, and the exit status."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from densedino.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
+
+    from densedino.features.extract import Report
+    from densedino.features.extractor import FeatureExtractor
+    from densedino.features.planning import Plan
+
+__all__ = ["run"]
+
+_LINE_EVERY = 10.0  # seconds, where there is no terminal to draw a bar on
+_SHOWN = 5
+
+
+def run(
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional],
+    *,
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "features",
+    model: str | None = None,
+    weights: str | None = None,
+    resize: str = "native",
+    fit: Literal["pad", "crop", "resize", "error"] = "pad",
+    max_tokens: int = 16384,
+    layers: tuple[int, ...] = (),
+    batch_size: str = "auto",
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    every: int = 1,
+    limit: int | None = None,
+    format: Literal["lance", "npz", "safetensors"] = "lance",  # noqa: A002 (the option's name)
+    retry: bool = False,
+) -> int:
+    """Compute dense features of images, and keep them on disk.
+
+    densedino extract photos/                           all pictures in a folder, into ./features
+    densedino extract "photos/**/*.jpg" clip.mp4 -o f   a pattern and a video, into ./f
+    densedino extract list.txt --model vits16 --weights dinov3_vits16.pth --resize 512
+
+    Run the same command again to go on after an interruption, or to add new images: what stands is not computed again,
+    and what has changed is. Files that cannot be used are listed in quarantine.jsonl in the output folder.
+
+    Args:
+        inputs: files, folders, patterns, .txt lists of paths, videos.
+        output: the folder for the features.
+        model: an architecture or weights by name, see `densedino models` and `densedino weights`.
+        weights: a checkpoint: a file, an https:// URL, a hub id.
+        resize: what the model sees: native, 512 (short side), or 512x768 (height x width).
+        fit: sizes that are no multiple of the patch size: pad, crop, resize, or error.
+        max_tokens: images of more patches are made smaller; 0 for no limit.
+        layers: blocks whose tokens are kept too, besides the final ones; 0 is the first, -1 the last.
+        batch_size: images of one size that are run at once, or auto.
+        device: auto, cpu, cuda, mps.
+        precision: auto (bf16 on a GPU that has it), fp32, bf16.
+        every: of the frames of a video, take each so many-th.
+        limit: take the first so many inputs only.
+        format: lance (one store), npz or safetensors (one file per image).
+        retry: try the files in quarantine again.
+    """
+    size = _resize(resize)
+    batch = _batch_size(batch_size)
+    if max_tokens < 0:
+        raise InputError(f"--max-tokens {max_tokens}: give the most patches an image may have, or 0 for no limit.")
+
+    from densedino.features.extract import extract
+    from densedino.features.extractor import load
+
+    dino = load(model, weights=weights, device=device, precision=precision, resize=size, fit=fit)
+    dino = dino.with_transform(replace(dino.transform, max_tokens=max_tokens or None))
+    with _progress() as (begin, advance):
+
+        def announce(plan: Plan) -> None:
+            _say_plan(plan, dino)
+            begin(len(plan.jobs), plan.videos)
+
+        report = extract(
+            dino,
+            inputs,
+            output=output,
+            files=format,
+            layers=layers,
+            batch_size=batch,
+            every=every,
+            limit=limit,
+            retry=retry,
+            announce=announce,
+            advance=advance,
+        )
+    _say_report(report, format)
+    return 0 if report.total else 1
+
+
+def _resize(text: str) -> int | tuple[int, int] | None:
+    if text == "native":
+        return None
+    parts = text.lower().split("x")
+    if len(parts) <= 2 and all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+    raise InputError(f"--resize {text!r}: give native, 512 (short side in pixels), or 512x768 (height x width).")
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if text.isascii() and text.isdigit() and int(text):
+        return int(text)
+    raise InputError(f"--batch-size {text!r}: give a number of images, or auto.")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:,.0f} {unit}" if count >= 10 or unit == "bytes" else f"{count:.1f} {unit}"
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _say_plan(plan: Plan, dino: FeatureExtractor) -> None:
+    card, transform, survey = dino.card, dino.transform, plan.survey
+    if card.untrained:
+        _note(f"weights    {card.name}, UNTRAINED: random numbers, so are the features. Real ones: --model, --weights")
+    else:
+        _note(f"weights    {card.name} ({card.licence}; sha256 {card.sha256[:12]})")
+    size = "native size" if transform.resize is None else f"resized to {transform.resize}"
+    most = f", at most {transform.max_tokens:,} patches" if transform.max_tokens else ""
+    _note(f"model      {card.model} on {dino.device}, {dino.precision}; {size}, fit by {transform.fit}{most}")
+    parts = [f"to do      {len(plan.jobs):,} of {_count(plan.inputs, 'input')}"]
+    parts += [f"{_count(plan.videos, 'video')} among them"] if plan.videos else []
+    parts += [f"{plan.done:,} done before"] if plan.done else []
+    parts += [f"{plan.held:,} in quarantine (--retry tries again)"] if plan.held else []
+    parts += [f"{len(plan.stale):,} rows of files that changed since"] if plan.stale else []
+    parts += [f"{plan.ignored:,} other files passed over"] if plan.ignored else []
+    _note("; ".join(parts))
+    if plan.jobs:
+        about = "" if survey.exact else "about "
+        beside = " (videos not counted)" if plan.videos else ""
+        _note(f"takes      {about}{survey.tokens:,} patches, {_size(plan.disk_bytes)} on disk{beside}")
+        _note(f"memory     at most about {_size(plan.memory_bytes)}, besides PyTorch itself")
+
+
+def _say_report(report: Report, files: str) -> None:
+    for entry in report.quarantined[:_SHOWN]:
+        _note(f"quarantined {entry.key}: {entry.reason}")
+    if len(report.quarantined) > _SHOWN:
+        _note(f"            … and {len(report.quarantined) - _SHOWN:,} more")
+    if report.shrunk:
+        _note(
+            f"{_count(report.shrunk, 'image')} had more patches than --max-tokens and was made smaller (0: no limit)."
+        )
+    rate = f", {report.rows / report.seconds:,.1f} images/s" if report.rows else ""
+    skipped = f", {report.plan.done:,} done before" if report.plan.done else ""
+    bad = len(report.quarantined) + report.plan.held
+    quarantined = f", {bad:,} in quarantine ({report.output / 'quarantine.jsonl'})" if bad else ""
+    print(
+        f"{report.output}: {_count(report.rows, 'image')} done in {report.seconds:.1f} s{rate}{skipped}{quarantined}."
+    )
+    if not report.total:
+        print("No input could be used: there are no features.")
+    elif files == "lance":
+        print(f"{report.total:,} rows. Open: import densedino as dd; store = dd.FeatureStore({str(report.output)!r})")
+    else:
+        print(f"{report.total:,} {files} files.")
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[int], None]]]:
+    """Two functions: begin(inputs, videos), and advance(count), which any thread may call."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    bar = _Bar(console) if console.is_terminal else _Lines()
+    try:
+        yield bar.begin, bar.advance
+    finally:
+        bar.stop()
+
+
+class _Bar:
+    """A bar with rate and remaining time."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns: list[ProgressColumn | str] = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
+        self._bar = Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console)  # type: ignore[arg-type]
+        self._start = time.perf_counter()
+
+    def begin(self, inputs: int, videos: int) -> None:
+        if inputs:
+            self._start = time.perf_counter()
+            self._bar.start()
+            self._task = self._bar.add_task("", total=None if videos else inputs, rate="")
+
+    def advance(self, count: int) -> None:
+        done = self._bar.tasks[0].completed + count
+        rate = done / max(time.perf_counter() - self._start, 1e-9)
+        self._bar.update(self._task, advance=count, rate=f"{rate:,.1f} images/s")
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+class _Lines:
+    """A line now and then, for logs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._done, self._total = 0, 0
+        self._start = self._said = time.perf_counter()
+
+    def begin(self, inputs: int, videos: int) -> None:
+        self._total = 0 if videos else inputs
+        self._start = self._said = time.perf_counter()
+
+    def advance(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            now = time.perf_counter()
+            if now - self._said < _LINE_EVERY:
+                return
+            self._said = now
+            rate = self._done / (now - self._start)
+            of = f" of {self._total:,}, {(self._total - self._done) / rate:,.0f} s left" if self._total else ""
+            _note(f"progress   {self._done:,}{of}, {rate:,.1f} images/s")
+
+    def stop(self) -> None:
+        pass

@@ -1,0 +1,157 @@
+"""Owns extraction: many inputs in, a store of features out, the same whether it was interrupted or not."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from densedino import __version__
+from densedino.errors import InputError, StoreError, UnknownNameError
+from densedino.features.layout import FORMAT
+from densedino.features.pipeline import Pipeline
+from densedino.features.planning import Plan, Settings, left_to_do, survey
+from densedino.features.quarantine import Entry, Quarantine
+from densedino.features.single_files import FileSink
+from densedino.features.sinks import LanceSink
+from densedino.images.datasets import list_inputs
+from densedino.models.vit import block_indices
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from densedino.features.extractor import FeatureExtractor
+    from densedino.features.sinks import Sink
+
+__all__ = ["Files", "Report", "extract", "store_metadata"]
+
+Files = Literal["lance", "npz", "safetensors"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an extraction came to."""
+
+    output: Path
+    plan: Plan
+    rows: int
+    """Images and frames that were computed now."""
+    total: int
+    """Rows that the store has."""
+    shrunk: int
+    """Of the rows computed now, those that were made smaller to have no more than `max_tokens` patches."""
+    quarantined: tuple[Entry, ...]
+    """Inputs that failed now."""
+    seconds: float
+
+
+def store_metadata(dino: FeatureExtractor, *, layers: Sequence[int] = (), every: int = 1) -> dict[str, Any]:
+    """What a store says of itself: all that decides its numbers, and `fingerprint`, which is equal if they are."""
+    model = dino.model
+    text = f"{dino.fingerprint} layers={sorted(layers)} every={every}"
+    return {
+        "format": FORMAT,
+        "densedino": __version__,
+        "model": model.spec.name,
+        "weights": dino.card.to_dict(),
+        "untrained": dino.card.untrained,
+        "transform": dino.transform.to_dict(),
+        "precision": dino.precision,
+        "stride": model.stride,
+        "embed_dim": model.embed_dim,
+        "layers": sorted(layers),
+        "layer_dims": [getattr(model, "embed_dims", [model.embed_dim] * model.depth)[i] for i in sorted(layers)],
+        "every": every,
+        "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def extract(
+    dino: FeatureExtractor,
+    inputs: Sequence[str | os.PathLike[str]],
+    *,
+    output: str | os.PathLike[str] = "features",
+    files: Files = "lance",
+    layers: Sequence[int] = (),
+    batch_size: int | None = None,
+    every: int = 1,
+    limit: int | None = None,
+    retry: bool = False,
+    announce: Callable[[Plan], None] = lambda plan: None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Report:
+    """Compute features of everything in `inputs` that `output` does not have yet.
+
+    A run that was interrupted, even killed, goes on where it stopped when it is started again, and ends with the same
+    store. Inputs that cannot be used are listed in `quarantine.jsonl` in `output` and tried again when they change.
+    An input whose content has changed is computed again.
+
+    Args:
+        dino: of `dd.load`; its transform decides the sizes.
+        inputs: files, folders, patterns, text lists, videos (see `images.datasets.list_inputs`).
+        output: a folder: a Lance dataset (read it with `dd.FeatureStore`), or one file per image.
+        files: "lance", or "npz" or "safetensors" for one file per image.
+        layers: blocks whose tokens are kept too; negative ones count from the end.
+        batch_size: images of one size that are run at once; as many as suit the device if not given.
+        every: of the frames of a video, take each `every`-th.
+        limit: only the first so many inputs.
+        retry: try those in quarantine again.
+        announce: called once, before the work begins.
+        advance: called, from several threads, with the number of pictures that were done.
+
+    Raises:
+        InputError: nothing to be found in `inputs`, a value that makes no sense, or too little memory for a batch.
+        StoreError: `output` is something else, has features of other numbers, or cannot be written.
+    """
+    if files not in get_args(Files):
+        raise UnknownNameError("format", files, get_args(Files))
+    for name, value in (("batch_size", batch_size), ("every", every), ("limit", limit)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1.")
+    if dino.model.training:
+        raise InputError("the model is in training mode; call dino.model.eval() first.")
+    blocks = sorted(set(block_indices(list(layers), dino.model.depth))) if layers else []
+    listing = list_inputs(inputs)
+    sink = _open(Path(output), files, store_metadata(dino, layers=blocks, every=every))
+    quarantine = Quarantine(sink.path / "quarantine.jsonl")
+    if retry:
+        quarantine.forget([item.key for item in listing.items[:limit]])
+    items = listing.items[:limit]
+    jobs, stale, held = left_to_do(items, sink=sink, quarantine=quarantine)
+    settings = Settings.choose(dino.device, inputs=len(items), batch_size=batch_size)
+    seen = survey(jobs, dino)
+    plan = Plan(
+        inputs=len(items),
+        ignored=listing.ignored,
+        jobs=tuple(jobs),
+        stale=tuple(stale),
+        done=len(items) - len(jobs) - held,
+        held=held,
+        survey=seen,
+        disk_bytes=seen.tokens * dino.model.embed_dim * 2 * (1 + len(blocks)),
+        memory_bytes=settings.memory_bytes(dino, seen, layers=len(blocks)),
+    )
+    announce(plan)
+    start = time.perf_counter()
+    sink.remove(stale)
+    quarantine.forget([job.item.key for job in jobs])
+    pipeline = Pipeline(dino, sink, quarantine, settings, layers=blocks, every=every, advance=advance)
+    pipeline.run(jobs, largest_tokens=seen.largest_tokens)
+    return Report(
+        output=sink.path,
+        plan=plan,
+        rows=pipeline.rows,
+        total=len(sink),
+        shrunk=pipeline.shrunk,
+        quarantined=tuple(pipeline.failed),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _open(path: Path, files: Files, metadata: dict[str, Any]) -> Sink:
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{str(path)!r} is a file. Choose a folder with -o.")
+    return LanceSink(path, metadata) if files == "lance" else FileSink(path, files, metadata)
