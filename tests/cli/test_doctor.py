@@ -28,7 +28,7 @@ def test_a_failure_is_exit_status_1_and_names_its_fix(capsys, monkeypatch):
     monkeypatch.setattr(selftest, "TOLERANCE", 0.0)
     assert main(["doctor", "--quick"]) == 1
     out = capsys.readouterr().out
-    assert "failed" in out and "Fix: reinstall PyTorch" in out and "2 of 3 checks failed" in out
+    assert "failed" in out and "Fix: reinstall PyTorch" in out and "2 of 4 checks failed" in out
 
 
 @pytest.mark.usefixtures("_fast")

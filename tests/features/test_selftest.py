@@ -99,6 +99,23 @@ def test_files_that_do_not_belong_together_are_told_from_wrong_arithmetic(monkey
     assert "vitt16" in bad.name and "reinstall densedino" in bad.fix
 
 
+def test_the_store_is_written_and_read():
+    check = selftest.check_store()
+    assert check.status == "ok", check
+
+
+def test_a_crash_inside_a_check_is_its_failure(monkeypatch):
+    def crash(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(selftest, "check_store", crash)
+    monkeypatch.setattr(selftest, "golden_features", crash)
+    checks = selftest.run_checks()
+    failed = [check for check in checks if check.status == "failed"]
+    assert len(failed) == len(selftest.GOLDEN_MODELS) + 1
+    assert all("OSError: no space left" in check.found and check.fix for check in failed)
+
+
 def test_other_random_weights_are_a_warning_not_a_failure(monkeypatch):
     numbers = copy.deepcopy(selftest.golden_numbers())
     numbers["debug_vit"]["random_sha256"] = "0" * 64

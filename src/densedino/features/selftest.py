@@ -6,10 +6,13 @@ tokens were computed by `transformers`, not by this package (`dev/make_golden.py
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import json
+import tempfile
 import zlib
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +30,7 @@ from densedino.weights.loading import load_weights
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -34,7 +38,16 @@ if TYPE_CHECKING:
     from densedino.models.convnext import ConvNeXt
     from densedino.models.vit import VisionTransformer
 
-__all__ = ["GOLDEN_MODELS", "RELEASED", "Check", "check_parity", "check_random_weights", "check_released", "run_checks"]
+__all__ = [
+    "GOLDEN_MODELS",
+    "RELEASED",
+    "Check",
+    "check_parity",
+    "check_random_weights",
+    "check_released",
+    "check_store",
+    "run_checks",
+]
 
 GOLDEN_MODELS = ("debug_vit", "debug_vit_swiglu", "debug_convnext", "vitt16")
 TOLERANCE = 1e-4
@@ -92,7 +105,18 @@ def run_checks() -> list[Check]:
     """Run every check that needs nothing from the user, on the CPU and on the device that `load` would choose."""
     device = choose_device()
     devices = ["cpu"] if device.type == "cpu" else ["cpu", str(device)]
-    return [*(check for name in devices for check in check_parity(device=name)), check_random_weights()]
+    parity = [check for name in devices for check in check_parity(device=name)]
+    random = _attempt("seeded random weights", check_random_weights, fix="report this output")
+    fix = "pip install --force-reinstall pylance pyarrow; and see that the temporary folder can be written"
+    return [*parity, random, _attempt("feature store", check_store, fix=fix)]
+
+
+def _attempt(name: str, check: Callable[[], Check], *, fix: str) -> Check:
+    """Turn whatever goes wrong inside a check into its failure: a doctor that crashes helps nobody."""
+    try:
+        return check()
+    except Exception as error:
+        return Check(name=name, status="failed", found=f"{type(error).__name__}: {error}", fix=fix)
 
 
 def golden_numbers() -> dict[str, Any]:
@@ -134,8 +158,8 @@ def golden_image() -> NDArray[np.uint8]:
     return stripes
 
 
-def golden_features(name: str, *, device: str = "cpu") -> Features:
-    """Tokens of `golden_image` by `golden_model`, through transform and engine as for any image, in float32."""
+def golden_extractor(name: str, *, device: str = "cpu") -> FeatureExtractor:
+    """Bind `golden_model` to a transform and an engine, as `load` does for real weights, in float32."""
     model = golden_model(name)
     mean, std = IMAGENET_STATS
     card = WeightsCard(
@@ -153,8 +177,12 @@ def golden_features(name: str, *, device: str = "cpu") -> Features:
         untrained=True,
     )
     transform = Transform(mean=mean, std=std, stride=model.stride)
-    dino = FeatureExtractor(model, transform, card, device=torch.device(device), precision="fp32")
-    return dino(golden_image())
+    return FeatureExtractor(model, transform, card, device=torch.device(device), precision="fp32")
+
+
+def golden_features(name: str, *, device: str = "cpu") -> Features:
+    """Tokens of `golden_image`."""
+    return golden_extractor(name, device=device)(golden_image())
 
 
 def excerpt(cls: torch.Tensor, registers: torch.Tensor, patches: torch.Tensor) -> dict[str, list[float]]:
@@ -172,12 +200,16 @@ def excerpt(cls: torch.Tensor, registers: torch.Tensor, patches: torch.Tensor) -
 
 def check_parity(*, device: str = "cpu") -> list[Check]:
     """Compare every golden model's tokens, computed here on `device`, with the stored ones."""
-    return [_check_model(name, device) for name in GOLDEN_MODELS]
+    checks = []
+    for name in GOLDEN_MODELS:
+        title = f"parity of {name} on {device}"
+        compare = functools.partial(_check_model, title, name, device)
+        checks.append(_attempt(title, compare, fix=_parity_fix(device)))
+    return checks
 
 
-def _check_model(name: str, device: str) -> Check:
+def _check_model(title: str, name: str, device: str) -> Check:
     golden = golden_numbers()[name]
-    title = f"parity of {name} on {device}"
     if tensors_sha256(dict(golden_model(name).named_parameters())) != golden["parameters_sha256"]:
         return Check(
             name=title,
@@ -226,6 +258,26 @@ def check_random_weights() -> Check:
         found=f"{', '.join(other)}: not bit for bit those of x86-64 with AVX2",
         fix="do not compare features of weights='random' with those of another machine",
     )
+
+
+def check_store() -> Check:
+    """Extract one image into a store in the temporary folder and read it back."""
+    from PIL import Image
+
+    from densedino.features.extract import extract
+    from densedino.features.store import FeatureStore
+
+    dino = golden_extractor("debug_vit")
+    with tempfile.TemporaryDirectory(prefix="densedino-doctor-") as folder:
+        image, output = Path(folder, "image.png"), Path(folder, "features")
+        Image.fromarray(golden_image()).save(image)
+        extract(dino, [image], output=output)
+        stored = FeatureStore(output)[0].patches
+    far = float((stored - dino(golden_image()).patches).abs().max())
+    good = far <= 4e-3  # float16 has 11 bits, and these tokens are below 8
+    found = f"written and read in {tempfile.gettempdir()}, largest difference {far:.1e} (float16: 4e-03 allowed)"
+    fix = "" if good else "report this output: what is read is not what was written"
+    return Check(name="feature store", status="ok" if good else "failed", found=found, fix=fix)
 
 
 def check_released(weights: str | os.PathLike[str], image: str | os.PathLike[str] | None) -> list[Check]:
