@@ -136,8 +136,10 @@ def _speed_rows(speed: Speed) -> list[tuple[str, str]]:
     others = ", ".join(
         f"{name} {speed.images_per_second * own / multiplications(MODELS[name]):,.1f}" for name in _ESTIMATED
     )
+    busy = [("but", "other programs keep this machine busy; it is faster when idle")] if speed.busy else []
     return [
         ("matrix product", f"{products}, on {speed.device}"),
         (speed.model, f"{speed.images_per_second:,.1f} images/s at 224×224 in {speed.precision}, without decoding"),
         ("by arithmetic", f"at least about {others} images/s"),
+        *busy,
     ]
