@@ -84,6 +84,8 @@ def test_tga_is_read_by_its_name_only(tmp_path):
     (tmp_path / "a.tga").write_bytes(body)
     (tmp_path / "a.jpg").write_bytes(body)
     np.testing.assert_array_equal(read_image(tmp_path / "a.tga").array, PHOTO)
+    with (tmp_path / "a.tga").open("rb") as file:
+        np.testing.assert_array_equal(read_image(file).array, PHOTO)
     with pytest.raises(ImageError, match="no picture"):
         read_image(tmp_path / "a.jpg")
 
@@ -369,6 +371,7 @@ def test_progressive_jpeg_with_too_many_scans():
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         (b"\0\0\0\x18ftypheic....", "HEIC"),
         (b"\0\0\0\x18ftypisom....", "video"),
+        (b"\0\0\0\x18ftypavif....", "damaged"),
         (b"hello, I am no picture\n", "is text"),
         (b"\xff\xd8\xff\xe0\x00\x10JF", "damaged|incomplete"),
         (b"\x89PNG\r\n\x1a\n\0\0", "damaged"),

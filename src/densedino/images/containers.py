@@ -270,6 +270,10 @@ def _upright(image: Image.Image, array: NDArray[Any], valid: NDArray[np.bool_] |
 
 
 _SIGNATURES = (
+    (
+        rb"\xff\xd8\xff|\x89PNG|GIF8|II[*+]\x00|MM\x00[*+]|RIFF....WEBP|....ftypavi|....jP  |\xff\x4f\xff\x51",
+        "is damaged from its header on, or of a kind Pillow cannot read. Read it otherwise, and pass the array",
+    ),
     (rb"%PDF", "is a PDF. Render its pages to PNG first"),
     (rb"(?s)\s*(<\?xml.{0,900})?(<!--.{0,900})?<svg", "is an SVG drawing. Render it to PNG first"),
     (rb"(?i)\s*(<!doctype html|<html|<head|<body)", "is an HTML page, often a download that failed. Fetch it again"),
@@ -285,10 +289,6 @@ _SIGNATURES = (
     (rb"8BPS", "is a Photoshop file. Export it as PNG"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "is PostScript. Render it to PNG first"),
     (rb"\x00+\Z", "holds zero bytes only. Fetch it again"),
-    (
-        rb"\xff\xd8\xff|\x89PNG|GIF8|II\*\x00|MM\x00\*|RIFF....WEBP",
-        "is damaged from its header on, or of a kind Pillow cannot read. Read it otherwise, and pass the array",
-    ),
     (rb"[\t\n\r\x20-\x7e\x80-\xff]+\Z", "is text. Check the path; a list of paths must be named .txt"),
 )
 

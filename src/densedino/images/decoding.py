@@ -116,7 +116,8 @@ def _decode(source: Any, name: str, max_pixels: int) -> tuple[NDArray[Any], NDAr
         data = source.read(BYTES_PER_PIXEL * max_pixels + 2**21)
         if not isinstance(data, bytes):
             raise ImageError(f"{name} was opened as text. Open it with mode 'rb'.")
-        return decode_file(io.BytesIO(data), name=name, max_pixels=max_pixels)
+        suffix = Path(str(getattr(source, "name", ""))).suffix
+        return decode_file(io.BytesIO(data), name=name, suffix=suffix, max_pixels=max_pixels)
     raise ImageError(
         f"{type(source).__name__} is no image source. Valid: a path, bytes, an open binary file, a Pillow image, a "
         "NumPy array [H,W] or [H,W,C], a torch tensor [H,W] or [C,H,W]."
