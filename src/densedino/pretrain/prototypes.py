@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["PrototypeTargets", "prototype_dino_loss", "prototype_ibot_loss"]
 
 BLOCK_BYTES = 64 * 2**20  # 256 rows of 65,536 prototypes
-CACHE_BYTES = 256 * 2**20  # 1,024 such rows
+CACHE_BYTES = 512 * 2**20  # 2,048 such rows
 
 
 class PrototypeTargets:
