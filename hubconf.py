@@ -2,8 +2,8 @@
 
     torch.hub.load("<clone of densedino>", "dinov3_vits16", source="local", weights="dinov3_vits16_….pth")
 
-Needs nothing but PyTorch (and what a checkpoint's container needs). Unlike the reference's, a local file is read where it
-lies, whatever its name; a model comes in eval mode; and weights are compared with what the name promises.
+Needs nothing but PyTorch (and safetensors for such files). Unlike the reference's, a local file is read where
+it lies, whatever its name; a model comes in eval mode; and weights are compared with what the name promises.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-dependencies = ["torch", "numpy", "safetensors"]
+dependencies = ["torch", "numpy"]
 
 _NAMES = {
     "dinov3_vits16": "vits16",

@@ -13,7 +13,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -22,6 +22,9 @@ import torch
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 import densedino as dd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TIMM = {
     "vitt16": "vit_tiny_patch16_dinov3_qkvb",
@@ -77,9 +80,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, median of {args.rounds}, ms per batch")
-    print(
-        f"{'model':8} {'dtype':9} {'px':>5} {'batch':>5} {'densedino':>10} {'transformers':>13} {'timm':>9} {'ratio':>6}"
-    )
+    print("model    dtype        px batch  densedino  transformers      timm  ratio")
     with torch.inference_mode():
         for name in args.models:
             for dtype_name in args.dtypes:

@@ -107,7 +107,7 @@ def test_blocks_that_do_not_exist_are_named(n: int | list[int]) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 33, 32), (1, 3, 32, 40), (1, 4, 32, 32), (3, 32, 32), (1, 3, 0, 32)])
 def test_wrong_input_is_refused(model: torch.nn.Module, shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match="multiples of 16|takes"):
+    with pytest.raises(InputError, match=r"multiples of 16|takes"):
         model(torch.zeros(shape))
 
 

@@ -1,5 +1,8 @@
-"""Builds transformers and timm models that hold the same weights as one of ours. An independent reading of the key tables:
-the package's own converters are not used, so that an error there cannot hide one here."""
+"""Builds transformers and timm models that hold the same weights as one of ours.
+
+An independent reading of the key tables: the package's own converters are not used,
+so that an error there cannot hide one here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every registry entry against transformers and timm: tokens, every layer, gradients, bfloat16. Big ones at reduced depth.
+"""Every registry entry against transformers and timm: tokens, every layer, gradients, bfloat16.
 
 Widths are the real ones; depth is cut where a full model would not fit a two-core test run (named in the parameter).
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["EagerEngine", "LayerTokens", "Precision", "choose_device", "choose_precision"]
 
 Precision = Literal["fp32", "bf16"]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
             raise UnknownNameError("precision", precision, ["auto", "fp32", "bf16"])
 
 
-def mixed_bf16(model: nn.Module) -> nn.Module:
+def mixed_bf16(model: ModuleT) -> ModuleT:
     """A copy whose matrix products are bfloat16; norms, residual stream, LayerScale, RoPE and softmax stay float32."""
     mixed = copy.deepcopy(model)
     for module in mixed.modules():
@@ -102,7 +103,7 @@ class EagerEngine:
                 "features would change from call to call. Call .model.eval() first."
             )
         block_indices(layers, self.model.depth)
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: a head may be trained on these tokens
             blocks = self._runner.get_intermediate_layers(
                 pixels.to(self.device, non_blocking=True),
                 n=list(layers),
@@ -113,7 +114,7 @@ class EagerEngine:
         height, width = pixels.shape[2] // self.model.stride, pixels.shape[3] // self.model.stride
         return [self._typed(block, height, width) for block in blocks]
 
-    def _typed(self, block: tuple[Tensor, Tensor, Tensor], height: int, width: int) -> LayerTokens:
+    def _typed(self, block: Tensor | tuple[Tensor, ...], height: int, width: int) -> LayerTokens:
         patches, cls, registers = (t.float() for t in block)
         finer = round((patches.shape[1] / (height * width)) ** 0.5)  # early ConvNeXt stages have a finer grid
         return LayerTokens(patches.unflatten(1, (height * finer, width * finer)), cls, registers)

@@ -20,7 +20,7 @@ __all__ = ["Features", "Norm", "upsample_tokens"]
 Norm = Literal["post", "pre"]
 
 
-def _bilinear(tokens: int, pixels: int, length: int, stride: float, like: Tensor) -> Tensor:
+def _bilinear(tokens: int, pixels: int, length: float, stride: float, like: Tensor) -> Tensor:
     """Weights [pixels, tokens] of each output pixel centre between the two nearest token centres (edges held)."""
     centres = (torch.arange(pixels, device=like.device, dtype=torch.float64) + 0.5) * (length / pixels) / stride - 0.5
     centres = centres.clamp(0, tokens - 1)

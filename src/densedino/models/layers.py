@@ -35,7 +35,7 @@ _ONEDNN = torch.backends.mkldnn.is_available() and platform.machine().lower() in
 
 
 def _is_plain_inference() -> bool:
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -98,7 +98,7 @@ class RopeEmbed(nn.Module):
 
     def forward(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines [T, head_dim] and sines [T, head_dim / 2], float32; T = num_prefix_tokens + height * width."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.training:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.training:  # type: ignore[attr-defined]
             return self._tables(height, width, device)
         key = (height, width, device)
         if key not in self._cache:

@@ -76,7 +76,7 @@ class VisionTransformer(nn.Module):
         self.rope_embed = RopeEmbed(
             spec.embed_dim // spec.num_heads, base=spec.rope_base, num_prefix_tokens=1 + spec.num_register_tokens
         )
-        self.blocks = nn.ModuleList(
+        self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(
                 spec.embed_dim,
                 num_heads=spec.num_heads,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from densedino.errors import StateDictError, WeightsNotFoundError
 from densedino.weights.sources import file_sha256
@@ -141,6 +140,8 @@ def _read_file(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
 
 
 def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open  # here, so that a .pth needs PyTorch alone (torch.hub)
+
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

@@ -6,9 +6,6 @@ import base64
 import binascii
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-
 from densedino.errors import StateDictError
 
 if TYPE_CHECKING:
@@ -23,6 +20,8 @@ _KEY = "densedino.kept"
 
 def pack_kept(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Metadata entries for a safetensors header (base64 of a safetensors file); none for no tensors."""
+    from safetensors.torch import save
+
     contiguous = {key: value.contiguous() for key, value in tensors.items()}
     return {_KEY: base64.b64encode(save(contiguous)).decode("ascii")} if contiguous else {}
 
@@ -35,6 +34,9 @@ def unpack_kept(metadata: Mapping[str, str]) -> dict[str, Tensor]:
     """
     if _KEY not in metadata:
         return {}
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
         tensors: dict[str, Tensor] = load(base64.b64decode(metadata[_KEY], validate=True))
         return tensors

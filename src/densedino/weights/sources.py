@@ -13,9 +13,6 @@ import re
 import urllib.parse
 from pathlib import Path
 
-import platformdirs
-from filelock import FileLock
-
 from densedino.checkpoint import atomic_path
 from densedino.errors import DownloadError
 from densedino.weights.transfer import Transfer, Version, check_url, read_json, redact
@@ -25,7 +22,9 @@ __all__ = ["cache_dir", "cached", "download", "file_sha256", "first_sight"]
 
 def cache_dir() -> Path:
     """Folder of everything cached: `$DENSEDINO_CACHE`, or the platform's cache folder."""
-    return Path(os.environ.get("DENSEDINO_CACHE") or platformdirs.user_cache_dir("densedino"))
+    if override := os.environ.get("DENSEDINO_CACHE"):
+        return Path(override)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "densedino"
 
 
 def cached(sha256: str) -> Path | None:
@@ -76,6 +75,8 @@ def download(url: str, *, sha256: str = "") -> Path:
     folder = cache_dir() / "partial"
     folder.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(redact(url).encode()).hexdigest()[:32]
+    from filelock import FileLock
+
     with FileLock(folder / f"{key}.lock"):
         if path := cached(expected):
             return path
