@@ -21,7 +21,7 @@ __all__ = ["cache_dir", "cached", "download", "file_sha256", "first_sight"]
 
 
 def cache_dir() -> Path:
-    """Folder of everything cached: `$DENSEDINO_CACHE`, or the platform's cache folder."""
+    """Folder of everything cached: `$DENSEDINO_CACHE`, else `$XDG_CACHE_HOME/densedino`, else `~/.cache/densedino`."""
     if override := os.environ.get("DENSEDINO_CACHE"):
         return Path(override)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "densedino"
