@@ -202,17 +202,15 @@ class _Bar:
     """A bar with rate and remaining time."""
 
     def __init__(self, console: Console) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            ProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from rich import progress as rich
 
-        columns: list[ProgressColumn | str] = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
-        self._bar = Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console)  # type: ignore[arg-type]
+        self._bar = rich.Progress(
+            rich.BarColumn(),
+            rich.MofNCompleteColumn(),
+            rich.TextColumn("{task.fields[rate]}"),
+            rich.TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+        )
         self._start = time.perf_counter()
 
     def begin(self, inputs: int, videos: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from densedino.errors import ImageError
 from densedino.features.quarantine import stamp_of
-from densedino.images.containers import BYTES_PER_PIXEL, TGA_SUFFIXES, open_regular
+from densedino.images.containers import BYTES_PER_PIXEL, open_regular
 from densedino.images.datasets import sha256_file, video_frames
 from densedino.images.decoding import MAX_PIXELS
 
@@ -112,5 +112,4 @@ def _read(source: Source) -> ImageSource:
             return path  # is refused with the reason
         data = file.read()
     source.sha256 = hashlib.sha256(data).hexdigest()
-    # TGA is told by its name only.
-    return path if path.suffix.lower() in TGA_SUFFIXES else _Named(data, repr(str(path)))
+    return _Named(data, str(path))

@@ -147,7 +147,7 @@ def flat(array: pa.Array) -> NDArray[Any]:
     """All numbers of a (nested) list column, as a read-only view."""
     while pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
         array = array.flatten()
-    return array.to_numpy(zero_copy_only=True)  # type: ignore[no-any-return]
+    return array.to_numpy(zero_copy_only=True)
 
 
 def grids_of(array: pa.Array, grids: Sequence[tuple[int, int]]) -> list[NDArray[Any]]:

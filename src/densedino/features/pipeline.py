@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipeline"]
 
+_MOST_AHEAD = 64  # pictures
+
 
 @dataclass
 class _Tokens:
@@ -80,14 +82,14 @@ class Pipeline:
         self._layers, self._every, self._advance = tuple(layers), every, advance
         self._parameters = sum(p.numel() for p in dino.model.parameters())
         self._unbounded = replace(dino.transform, max_tokens=None)
-        self._largest = 1
+        self._largest = 0
         self.rows = 0
         """Committed."""
         self.shrunk = 0
         """Of these, made smaller to have no more than `max_tokens` patches."""
         self.failed: list[Entry] = []
 
-    def run(self, jobs: Sequence[Job], *, largest_tokens: int = 1) -> None:
+    def run(self, jobs: Sequence[Job], *, largest_tokens: int = 0) -> None:
         """Do the jobs.
 
         Raises:
@@ -114,10 +116,15 @@ class Pipeline:
         ahead: deque[Future[Source]] = deque()
         for source in sources_of(jobs, every=self._every, chunk_size=self._settings.segment_images):
             ahead.append(decoders.submit(prepare, source, self._dino.transform))
-            while len(ahead) > max(self._settings.decoders, min(64, AHEAD_BYTES // self._largest)):
+            while len(ahead) > self._room():
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+
+    def _room(self) -> int:
+        """How many may be prepared ahead; few until it is known how large they are."""
+        fit = min(_MOST_AHEAD, AHEAD_BYTES // self._largest) if self._largest else 0
+        return max(self._settings.decoders, fit)
 
     def _bytes(self, prepared: Prepared) -> int:
         return image_bytes(self._dino, prepared.valid.numel(), layers=len(self._layers))

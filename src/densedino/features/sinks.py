@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from densedino.errors import StoreError
 from densedino.features.layout import FOLDER_METADATA, Row, store_schema, to_table
-from densedino.features.store import open_lance, read_metadata
+from densedino.features.store import open_lance, read_metadata, reading
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -133,7 +133,8 @@ class LanceSink:
 
     def _read_keys(self) -> None:
         columns = ["key", "source_bytes", "source_mtime_ns", "frame", "last_frame"]
-        table = self._dataset.to_table(columns=columns)
+        with reading(self.path):
+            table = self._dataset.to_table(columns=columns)
         key, size, mtime = (table[name].to_pylist() for name in columns[:3])
         self._known = dict(zip(key, zip(size, mtime, strict=True), strict=True))
         frames = table.filter(pc.is_valid(table["frame"]))
@@ -154,9 +155,10 @@ class LanceSink:
         """See `Sink`."""
         if not self._standing:  # all at once: asked for rarely, but then often for many
             columns = ["key", "source", "source_sha256"]
-            for batch in self._dataset.to_batches(columns=columns):
-                for name, source, sha256 in zip(*(batch[column].to_pylist() for column in columns), strict=True):
-                    self._standing[name] = Standing(self._known[name], source, sha256)
+            with reading(self.path):
+                table = self._dataset.to_table(columns=columns)
+            for name, source, sha256 in zip(*(table[column].to_pylist() for column in columns), strict=True):
+                self._standing[name] = Standing(self._known[name], source, sha256)
         return self._standing[key]
 
     def frames(self, video: str) -> tuple[list[str], bool]:
@@ -176,7 +178,7 @@ class LanceSink:
                 return
             try:
                 self._dataset = lance.write_dataset(to_table(new, self._schema), self._dataset, mode="append")
-            except (OSError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise StoreError(
                     f"writing to {str(self.path)!r} failed: {error}. What was committed before stands; when there is "
                     "space and access again, run the same command to go on."

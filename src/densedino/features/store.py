@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from densedino.engines.eager import LayerTokens
-from densedino.errors import StoreError, require
+from densedino.errors import DenseDinoError, StoreError, require
 from densedino.features.layout import (
     FOLDER_METADATA,
     FORMAT,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["FeatureStore", "TorchFeatures", "check_format", "open_lance", "read_metadata"]
+__all__ = ["FeatureStore", "TorchFeatures", "check_format", "open_lance", "read_metadata", "reading"]
 
 _TOKENS = ("cls", "registers", "patches")
 
@@ -51,12 +52,22 @@ def open_lance(path: Path) -> lance.LanceDataset:
     if not (path / "_versions").is_dir():
         what = "has no feature store" if path.is_dir() else "does not exist" if not path.exists() else "is a file"
         raise StoreError(f"{str(path)!r} {what}. Make one with: densedino extract IMAGES -o {path}")
-    try:
+    with reading(path):
         return lance.dataset(path)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what Lance and Arrow raise for files that are damaged or gone into a StoreError."""
+    try:
+        yield
+    except DenseDinoError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise StoreError(
-            f"{str(path)!r} cannot be opened as a feature store: {_first_line(error)}. If it was copied, copy it "
-            "again, with all its folders; if it is damaged, extract again into another folder."
+            f"the feature store {str(path)!r} cannot be read: {reason}. If it was copied, copy it again, with all its "
+            "folders; if it is damaged, extract again into another folder."
         ) from error
 
 
@@ -87,10 +98,6 @@ def check_format(metadata: Mapping[str, Any], *, path: Path) -> None:
         )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
 class FeatureStore:
     """Dense features on disk, to read: a snapshot of what stood there when it was opened.
 
@@ -114,7 +121,8 @@ class FeatureStore:
         self.dataset = open_lance(self.path)
         self.metadata = read_metadata(self.dataset, path=self.path)
         """Model, weights, transform, precision, fingerprint: all that decided the numbers."""
-        self._keys: list[str] = self.dataset.to_table(columns=["key"])["key"].to_pylist()
+        with reading(self.path):
+            self._keys: list[str] = self.dataset.to_table(columns=["key"])["key"].to_pylist()
         self._rows = {key: row for row, key in enumerate(self._keys)}
 
     @property
@@ -198,9 +206,10 @@ class FeatureStore:
         if unknown := [name for name in columns if name not in self.dataset.schema.names]:
             raise StoreError(f"no column {unknown[0]!r} in {self}. It has: {', '.join(self.dataset.schema.names)}.")
         read = list(dict.fromkeys([*columns, "grid_h", "grid_w"]))
-        for batch in self.dataset.to_batches(columns=read, batch_size=batch_size):
-            grids = list(zip(batch["grid_h"].to_pylist(), batch["grid_w"].to_pylist(), strict=True))
-            yield {name: column_of(name, batch[name], grids) for name in columns}
+        with reading(self.path):
+            for batch in self.dataset.to_batches(columns=read, batch_size=batch_size):
+                grids = list(zip(batch["grid_h"].to_pylist(), batch["grid_w"].to_pylist(), strict=True))
+                yield {name: column_of(name, batch[name], grids) for name in columns}
 
     def torch_dataset(self) -> TorchFeatures:
         """A map-style `torch.utils.data.Dataset` of this store, for a DataLoader with any number of workers."""
@@ -248,13 +257,8 @@ class FeatureStore:
         return which % len(self)
 
     def _take(self, row: int, columns: list[str]) -> pa.Table:
-        try:
+        with reading(self.path):
             return self.dataset.take([row], columns=columns)
-        except (OSError, RuntimeError) as error:
-            raise StoreError(
-                f"row {row} ({self._keys[row]!r}) of {str(self.path)!r} cannot be read: {_first_line(error)}. "
-                "The store is damaged there: copy it again, or extract into another folder."
-            ) from error
 
 
 class TorchFeatures(torch.utils.data.Dataset[dict[str, Any]]):
