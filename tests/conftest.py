@@ -18,23 +18,6 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 
-def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Give every parameter a size that matters, so that no branch hides behind LayerScale's 1e-5 or zero biases."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if "gamma" in name:
-                parameter.copy_(0.2 * noise)
-            elif "bias" in name or "token" in name:
-                parameter.copy_(0.1 * noise)
-            elif parameter.ndim == 1:  # norm weights
-                parameter.copy_(1.0 + 0.1 * noise)
-            else:
-                parameter.copy_(noise * (parameter[0].numel() ** -0.5))
-    return model
-
-
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees or changes the user's weights cache."""

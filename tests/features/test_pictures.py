@@ -15,7 +15,6 @@ from densedino.engines.eager import LayerTokens
 from densedino.errors import InputError
 from densedino.features.colours import heat_colours
 from densedino.features.pictures import attention_images, patch_at, pca_images, picture_size, similarity_images
-from densedino.features.sheet import Row, draw_sheet, save_png
 from densedino.features.tokens import Features
 
 
@@ -301,21 +300,3 @@ def test_long_side_sets_the_size():
 def test_many_wide_tokens_are_quick():
     tokens = torch.randn(64, 64, 1024)
     assert pca_images(features_of(tokens), long_side=256)[0].image.size == (256, 256)
-
-
-def test_the_sheet_holds_every_panel_and_frames_the_patch(tmp_path):
-    features = features_of(scene(h=10, w=14)[0])
-    pictures = [*pca_images(features), *similarity_images(features, patch=(5, 7))]
-    photo = Image.new("RGB", (224, 160), (0, 128, 0))
-    row = Row(photo=photo, caption=("a very long name of a photograph " * 5, "224x160"), pictures=pictures)
-    sheet = draw_sheet([row, row], heading="heading", alarm="UNTRAINED")
-    assert sheet.width > 3 * 224 and sheet.height > 2 * 160
-    pixels_ = np.asarray(sheet)
-    assert (pixels_ == (0, 128, 0)).all(-1).sum() > 2 * 224 * 160 * 0.8
-    assert (pixels_ == (196, 30, 30)).all(-1).any(), "the alarm is red"
-    calm = draw_sheet([row, row], heading="heading")
-    assert not (np.asarray(calm) == (196, 30, 30)).all(-1).any()
-    save_png(sheet, tmp_path / "sheet.png", facts={"Untrained": "yes", "Comment": "größer"})
-    with Image.open(tmp_path / "sheet.png") as read:
-        assert read.info["Untrained"] == "yes" and read.info["Comment"] == "größer"
-        assert read.size == sheet.size

@@ -178,8 +178,8 @@ def _read_torch(path: Path, head: bytes) -> tuple[Mapping[str, Any], dict[str, s
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise StateDictError(
             f"{path} holds Python objects{f' ({found[1]})' if found else ''} besides tensors, and reading them could "
-            "run code from the file, so densedino does not. Where you trust it, save the tensors alone: "
-            "torch.save(torch.load(file, weights_only=False)['model'], 'tensors.pth')"
+            "run code from the file, so densedino does not. Where it was made, save the tensors alone: "
+            "torch.save(model.state_dict(), 'tensors.pth')"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__

@@ -96,7 +96,7 @@ def _repository(source: str) -> str | None:
     return "/".join(folders[-1][1:]) if folders else None
 
 
-def _card(checkpoint: Checkpoint, fitted: Fitted, **values: Any) -> WeightsCard:
+def _card(checkpoint: Checkpoint, fitted: Fitted, identity: Mapping[str, Any]) -> WeightsCard:
     base = {
         "model": fitted.spec.name,
         "source": checkpoint.source,
@@ -107,7 +107,7 @@ def _card(checkpoint: Checkpoint, fitted: Fitted, **values: Any) -> WeightsCard:
         "dropped": fitted.dropped,
         "notes": fitted.notes,
     }
-    return WeightsCard(**{**base, **values})
+    return WeightsCard(**{**base, **identity})
 
 
 def _from_record(record: WeightsRecord, checkpoint: Checkpoint, fitted: Fitted, request: Request) -> WeightsCard:
@@ -121,7 +121,7 @@ def _from_record(record: WeightsRecord, checkpoint: Checkpoint, fitted: Fitted, 
             f"statistics. Ask for {record.name!r}, or leave the name out."
         )
     keys = ("name", "mean", "std", "licence", "licence_url", "data")
-    return _card(checkpoint, fitted, **{key: getattr(record, key) for key in keys})
+    return _card(checkpoint, fitted, {key: getattr(record, key) for key in keys})
 
 
 def _from_own_metadata(checkpoint: Checkpoint, fitted: Fitted, request: Request) -> WeightsCard:
@@ -178,17 +178,16 @@ def _from_claims(checkpoint: Checkpoint, fitted: Fitted, request: Request) -> We
     if len(stats[0]) != fitted.in_chans:
         stats = ((0.0,) * fitted.in_chans, (1.0,) * fitted.in_chans)
         notes.append(f"no mean and std are known for {fitted.in_chans} channels: 0 and 1, that is, values as they come")
-    return _card(
-        checkpoint,
-        fitted,
-        name=record.name if record else fitted.spec.name,
-        mean=tuple(stats[0]),
-        std=tuple(stats[1]),
-        licence=licence,
-        licence_url=licence_url,
-        data=data,
-        notes=tuple(notes),
-    )
+    identity = {
+        "name": record.name if record else fitted.spec.name,
+        "mean": tuple(stats[0]),
+        "std": tuple(stats[1]),
+        "licence": licence,
+        "licence_url": licence_url,
+        "data": data,
+        "notes": tuple(notes),
+    }
+    return _card(checkpoint, fitted, identity)
 
 
 def _given_stats(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
