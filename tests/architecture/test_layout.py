@@ -54,7 +54,7 @@ def test_nothing_is_loaded_unsafely_or_swallowed(path: Path) -> None:
     text = path.read_text()
     assert not re.search(r"strict\s*=\s*False", text)
     assert not re.search(r"weights_only\s*=\s*False", text)
-    assert not re.search(r"^\s*(import|from) pickle", text, re.MULTILINE)
+    assert not re.search(r"pickle\.(loads?|Unpickler)\b", text)
     assert not re.search(r"except\s*:", text)
     for call in re.finditer(r"torch\.load\((?:[^()]|\([^()]*\))*\)", text):
         assert "weights_only=True" in call.group()

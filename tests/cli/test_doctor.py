@@ -58,3 +58,10 @@ def test_missing_extras_name_the_command(capsys, monkeypatch):
     assert main(["doctor", "--quick"]) == 0
     out = capsys.readouterr().out
     assert "pip install 'densedino[video]'" in out and "for timm: pip install 'densedino[interop]'" in out
+
+
+@pytest.mark.slow
+def test_speed_is_measured_in_seconds(capsys):
+    assert main(["doctor", "--json"]) == 0
+    speed = json.loads(capsys.readouterr().out)["speed"]
+    assert speed["images_per_second"] > 0.2 and speed["matmul_gflops"]["fp32"] > 1

@@ -17,13 +17,6 @@ def test_extras_are_those_of_the_package() -> None:
     assert {extra.name: set(extra.packages) for extra in machine.EXTRAS} == declared
 
 
-@pytest.mark.slow
-def test_speed_is_measured_in_seconds(capsys):
-    assert main(["doctor", "--json"]) == 0
-    speed = json.loads(capsys.readouterr().out)["speed"]
-    assert speed["images_per_second"] > 0.2 and speed["matmul_gflops"]["fp32"] > 1
-
-
 def test_the_environment_names_what_decides_speed() -> None:
     found = machine.environment()
     text = " ".join(f"{key} {value}" for key, value in found.items()).lower()

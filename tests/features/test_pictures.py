@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from densedino.engines.eager import LayerTokens
 from densedino.errors import InputError
