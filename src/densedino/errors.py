@@ -10,6 +10,8 @@ DenseDinoError
 │   └── StateDictError               tensors that do not fit the architecture
 ├── StoreError (RuntimeError)        a feature store that cannot be read or must not be written
 └── MissingExtraError (ImportError)  an optional dependency that is not installed; names the pip command
+
+UntrainedWarning (UserWarning)       the default weights are random numbers: features are noise
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ __all__ = [
     "StateDictError",
     "StoreError",
     "UnknownNameError",
+    "UntrainedWarning",
     "WeightsError",
     "WeightsNotFoundError",
     "require",
@@ -82,6 +85,10 @@ class StoreError(DenseDinoError, RuntimeError):
 
 class MissingExtraError(DenseDinoError, ImportError):
     """An optional dependency that is not installed."""
+
+
+class UntrainedWarning(UserWarning):
+    """Nobody asked for random weights, and random they are."""
 
 
 def require(module: str, *, extra: str, purpose: str) -> Any:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,11 +11,9 @@ import torch
 from PIL import Image
 
 import densedino as dd
-from densedino.errors import ImageError, InputError, UnknownNameError
+from densedino.errors import ImageError, InputError, UnknownNameError, UntrainedWarning
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from densedino.features.extractor import FeatureExtractor
 
 
@@ -188,6 +188,10 @@ def test_bf16_is_close_and_fp16_is_refused() -> None:
 def test_untrained_is_in_plain_sight(dino: FeatureExtractor) -> None:
     assert dino.card.untrained
     assert "UNTRAINED" in repr(dino)
+    default = Path(str(files("densedino.weights"))) / "embedded" / "vitt16.safetensors"
+    if not default.exists():  # until weights are trained
+        with pytest.warns(UntrainedWarning, match="vitt16 is UNTRAINED"):
+            assert dd.load().card.untrained
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

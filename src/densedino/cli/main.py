@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
-from densedino.errors import DenseDinoError, UnknownNameError
+from densedino.errors import DenseDinoError, UnknownNameError, UntrainedWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"densedino {__version__}")
         return 0
     verb, *rest = args
+    warnings.simplefilter("ignore", UntrainedWarning)  # every verb says it in its own words
     try:
         if verb not in VERBS:
             raise UnknownNameError("verb", verb, VERBS)

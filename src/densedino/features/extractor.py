@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from densedino.engines.eager import EagerEngine, LayerTokens, choose_device, choose_precision
-from densedino.errors import InputError, UnknownNameError
+from densedino.errors import InputError, UnknownNameError, UntrainedWarning
 from densedino.features.tokens import Features, Norm
 from densedino.images.transforms import Transform
 from densedino.weights.loading import load_weights
@@ -55,10 +56,18 @@ def load(
         UnknownNameError: no such model, weights or precision.
         WeightsError: the checkpoint is not there, damaged, or of another model than asked.
         InputError: a device or precision that cannot be used.
+
+    Warns:
+        UntrainedWarning: the default weights are random, and nobody asked for that (`weights="random"`).
     """
     chosen = choose_device(device)
     exact = choose_precision(precision, chosen)
     model, card = load_weights(name, weights=weights)
+    if card.untrained and weights is None:
+        message = (
+            f"{card.name} is UNTRAINED: its weights are random, and so are its features. Pass weights=… for real ones."
+        )
+        warnings.warn(message, UntrainedWarning, stacklevel=2)
     transform = Transform(mean=card.mean, std=card.std, stride=model.stride, resize=resize, fit=fit)
     return FeatureExtractor(model, transform, card, device=chosen, precision=exact)
 
