@@ -113,9 +113,8 @@ def measure(dino: dd.FeatureExtractor, files: list[Path], listing: Path, store: 
             print(f"round {turn}: " + ", ".join(f"{name} {len(files) / t[-1]:.1f}/s" for name, t in times.items()))
     for name in ways:
         rate = len(files) / statistics.median(times[name])
-        print(
-            f"{name:28}{rate:8.1f} images/s{statistics.median(processor[name]) / len(files) * 1e3:8.2f} ms of a core each"
-        )
+        each = statistics.median(processor[name]) / len(files) * 1e3
+        print(f"{name:28}{rate:8.1f} images/s{each:8.2f} ms of a core each")
     for name in list(ways)[:2]:
         ratios = [
             statistics.median(f / e for f, e in zip(kind[name], kind["extract"], strict=True))

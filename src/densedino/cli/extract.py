@@ -167,9 +167,7 @@ def _say_report(report: Report, files: str) -> None:
     if len(report.quarantined) > _SHOWN:
         _note(f"            … and {len(report.quarantined) - _SHOWN:,} more")
     if report.shrunk:
-        _note(
-            f"{_count(report.shrunk, 'image')} had more patches than --max-tokens and was made smaller (0: no limit)."
-        )
+        _note(f"made smaller, as they had more patches than --max-tokens: {_count(report.shrunk, 'image')}")
     rate = f", {report.rows / report.seconds:,.1f} images/s" if report.rows else ""
     skipped = f", {report.plan.done:,} done before" if report.plan.done else ""
     bad = len(report.quarantined) + report.plan.held

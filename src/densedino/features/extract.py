@@ -12,7 +12,7 @@ from densedino import __version__
 from densedino.errors import InputError, StoreError, UnknownNameError
 from densedino.features.layout import FORMAT
 from densedino.features.pipeline import Pipeline
-from densedino.features.planning import Plan, Settings, left_to_do, survey
+from densedino.features.planning import Plan, Settings, make_plan
 from densedino.features.quarantine import Entry, Quarantine
 from densedino.features.single_files import FileSink
 from densedino.features.sinks import LanceSink
@@ -21,7 +21,7 @@ from densedino.models.vit import block_indices
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from densedino.features.extractor import FeatureExtractor
     from densedino.features.sinks import Sink
@@ -106,40 +106,21 @@ def extract(
         InputError: nothing to be found in `inputs`, a value that makes no sense, or too little memory for a batch.
         StoreError: `output` is something else, has features of other numbers, or cannot be written.
     """
-    if files not in get_args(Files):
-        raise UnknownNameError("format", files, get_args(Files))
-    for name, value in (("batch_size", batch_size), ("every", every), ("limit", limit)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1.")
-    if dino.model.training:
-        raise InputError("the model is in training mode; call dino.model.eval() first.")
-    blocks = sorted(set(block_indices(list(layers), dino.model.depth))) if layers else []
+    blocks = _check(dino, files, layers=layers, numbers={"batch_size": batch_size, "every": every, "limit": limit})
     listing = list_inputs(inputs)
+    items = listing.items[:limit]
     sink = _open(Path(output), files, store_metadata(dino, layers=blocks, every=every))
     quarantine = Quarantine(sink.path / "quarantine.jsonl")
     if retry:
-        quarantine.forget([item.key for item in listing.items[:limit]])
-    items = listing.items[:limit]
-    jobs, stale, held = left_to_do(items, sink=sink, quarantine=quarantine)
+        quarantine.forget([item.key for item in items])
     settings = Settings.choose(dino.device, inputs=len(items), batch_size=batch_size)
-    seen = survey(jobs, dino)
-    plan = Plan(
-        inputs=len(items),
-        ignored=listing.ignored,
-        jobs=tuple(jobs),
-        stale=tuple(stale),
-        done=len(items) - len(jobs) - held,
-        held=held,
-        survey=seen,
-        disk_bytes=seen.tokens * dino.model.embed_dim * 2 * (1 + len(blocks)),
-        memory_bytes=settings.memory_bytes(dino, seen, layers=len(blocks)),
-    )
+    plan = make_plan(dino, listing, limit=limit, sink=sink, quarantine=quarantine, settings=settings, layers=blocks)
     announce(plan)
     start = time.perf_counter()
-    sink.remove(stale)
-    quarantine.forget([job.item.key for job in jobs])
+    sink.remove(plan.stale)
+    quarantine.forget([job.item.key for job in plan.jobs])
     pipeline = Pipeline(dino, sink, quarantine, settings, layers=blocks, every=every, advance=advance)
-    pipeline.run(jobs, largest_tokens=seen.largest_tokens)
+    pipeline.run(plan.jobs, largest_tokens=plan.survey.largest_tokens)
     return Report(
         output=sink.path,
         plan=plan,
@@ -149,6 +130,20 @@ def extract(
         quarantined=tuple(pipeline.failed),
         seconds=time.perf_counter() - start,
     )
+
+
+def _check(
+    dino: FeatureExtractor, files: str, *, layers: Sequence[int], numbers: Mapping[str, int | None]
+) -> list[int]:
+    """Refuse what makes no sense before anything is written; return the blocks asked for, each once."""
+    if files not in get_args(Files):
+        raise UnknownNameError("format", files, get_args(Files))
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1.")
+    if dino.model.training:
+        raise InputError("the model is in training mode; call dino.model.eval() first.")
+    return sorted(set(block_indices(list(layers), dino.model.depth))) if layers else []
 
 
 def _open(path: Path, files: Files, metadata: dict[str, Any]) -> Sink:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from densedino.features.extractor import FeatureExtractor
     from densedino.features.quarantine import Quarantine, Stamp
     from densedino.features.sinks import Sink
-    from densedino.images.datasets import Item
+    from densedino.images.datasets import Item, Listing
 
 __all__ = ["AHEAD_BYTES", "Job", "Plan", "Settings", "Survey", "absolute", "image_bytes", "left_to_do", "survey"]
 
@@ -169,6 +169,37 @@ class Plan:
 def absolute(path: Path) -> str:
     """An absolute path as text that can be stored, also if its name is no UTF-8."""
     return os.path.abspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # noqa: PTH100 (keeps links)
+
+
+def make_plan(
+    dino: FeatureExtractor,
+    listing: Listing,
+    *,
+    limit: int | None,
+    sink: Sink,
+    quarantine: Quarantine,
+    settings: Settings,
+    layers: Sequence[int],
+) -> Plan:
+    """Compare the first `limit` inputs with what stands, and estimate what the rest takes. Changes nothing.
+
+    Raises:
+        StoreError: a row stands under the key of an input, but of another file with other content.
+    """
+    items = listing.items[:limit]
+    jobs, stale, held = left_to_do(items, sink=sink, quarantine=quarantine)
+    seen = survey(jobs, dino)
+    return Plan(
+        inputs=len(items),
+        ignored=listing.ignored,
+        jobs=tuple(jobs),
+        stale=tuple(stale),
+        done=len(items) - len(jobs) - held,
+        held=held,
+        survey=seen,
+        disk_bytes=seen.tokens * dino.model.embed_dim * 2 * (1 + len(layers)),
+        memory_bytes=settings.memory_bytes(dino, seen, layers=len(layers)),
+    )
 
 
 def left_to_do(items: Sequence[Item], *, sink: Sink, quarantine: Quarantine) -> tuple[list[Job], list[str], int]:
