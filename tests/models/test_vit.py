@@ -116,6 +116,8 @@ def test_attention_maps_explain_the_output(model: torch.nn.Module) -> None:
     last, first = model.get_attention_maps(x, n=[-1, 0])
     assert last.shape == first.shape == (1, 2, 11, 11)
     torch.testing.assert_close(last.sum(-1), torch.ones(1, 2, 11))
+    (cls,) = model.get_attention_maps(x, queries=slice(0, 1))
+    torch.testing.assert_close(cls, last[:, :, :1])
     block = model.blocks[0]
     tokens = block.norm1(model._embed(x, None))
     rope = model.rope_embed(2, 3, x.device)

@@ -34,8 +34,6 @@ __all__ = [
     "similarity_images",
 ]
 
-_ATTENTION_BYTES = 4 << 30  # a whole attention map larger than this is refused
-
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -211,7 +209,7 @@ def cls_attention(dino: FeatureExtractor, prepared: Prepared, *, layer: int = -1
     A head's values sum to what it does not spend on CLS and registers. Always computed in the model's own float32.
 
     Raises:
-        InputError: a model without attention, no such layer, or an image whose attention does not fit in memory.
+        InputError: a model without attention, or no such layer.
     """
     model = dino.model
     if not isinstance(model, VisionTransformer):
@@ -221,15 +219,9 @@ def cls_attention(dino: FeatureExtractor, prepared: Prepared, *, layer: int = -1
     pixels = prepared.pixels[None].to(dino.device)
     height, width = model.grid_size(pixels)
     first = 1 + model.num_register_tokens
-    needed = 2 * 4 * model.num_heads * (first + height * width) ** 2
-    if needed > _ATTENTION_BYTES:
-        raise InputError(
-            f"attention over {height}×{width} patches takes {needed / 2**30:.0f} GiB; "
-            f"at most {_ATTENTION_BYTES >> 30} GiB are used. Give a smaller resize."
-        )
     with torch.inference_mode():
-        whole = model.get_attention_maps(pixels, n=[layer])[0]
-    return whole[0, :, 0, first:].reshape(-1, height, width).cpu()
+        (of_cls,) = model.get_attention_maps(pixels, n=[layer], queries=slice(0, 1))
+    return of_cls[0, :, 0, first:].reshape(-1, height, width).cpu()
 
 
 def attention_images(

@@ -154,10 +154,10 @@ class Attention(nn.Module):
         out = attention(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
-    def weights(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """The attention map itself, rows summing to 1: [B, N, D] -> [B, H, N, N] (queries, keys), float32."""
+    def weights(self, x: Tensor, rope: tuple[Tensor, Tensor], queries: slice) -> Tensor:
+        """The rows `queries` of the attention map, each summing to 1: [B, N, D] -> [B, H, Q, N] float32."""
         q, k, _ = self._queries_keys_values(x, rope)
-        return (q.float() @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        return (q[:, :, queries].float() @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
 
 
 class Mlp(nn.Module):

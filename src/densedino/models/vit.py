@@ -235,10 +235,17 @@ class VisionTransformer(nn.Module):
                 break
         return tuple(outputs[i] if len(outputs[i]) > 1 else outputs[i][0] for i in wanted)
 
-    def get_attention_maps(self, x: Tensor, *, n: int | Sequence[int] = 1) -> tuple[Tensor, ...]:
-        """Attention of chosen blocks, in the order asked: each [B, H, T, T] (query, key), float32, rows summing to 1.
+    def get_attention_maps(
+        self, x: Tensor, *, n: int | Sequence[int] = 1, queries: slice = slice(None)
+    ) -> tuple[Tensor, ...]:
+        """Attention of chosen blocks, in the order asked: each [B, H, Q, T] (query, key), float32, rows summing to 1.
 
         T = 1 + R + h * w tokens: CLS, registers, patches.
+
+        Args:
+            x: [B, C, H, W].
+            n: how many of the last blocks, or indices of blocks; negative ones count from the end.
+            queries: which tokens look: all of them, or `slice(0, 1)` for CLS alone, which takes T times less memory.
 
         Raises:
             InputError: as `get_intermediate_layers`.
@@ -250,7 +257,7 @@ class VisionTransformer(nn.Module):
         maps: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks[: max(wanted) + 1]):
             if number in wanted:
-                maps[number] = block.attn.weights(block.norm1(tokens), rope)
+                maps[number] = block.attn.weights(block.norm1(tokens), rope, queries)
             tokens = block(tokens, rope)
         return tuple(maps[i] for i in wanted)
 
