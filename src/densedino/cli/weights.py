@@ -41,10 +41,8 @@ def list_(pattern: Annotated[str, tyro.conf.Positional] = "*") -> None:
         table.add_row(name, record.data, size, record.licence, _where(record))
     console = Console()
     console.print(table) if console.is_terminal else Console(width=200).print(table)  # a pipe gets whole lines
-    print(
-        f"\nWithout a name {DEFAULT_WEIGHTS} is used, which is in the package. The others are Meta's: give a file, the"
-    )
-    print("URL that Meta mails (in quotes), or a hub repository (facebook/… on request, timm/… without).")
+    print(f"\nWithout a name the package's own {DEFAULT_WEIGHTS} is used. The others are Meta's: give a file, the URL")
+    print("that Meta mails (in quotes), or a hub repository (facebook/… on request, timm/… without).")
 
 
 def _where(record: WeightsRecord) -> str:
