@@ -31,7 +31,7 @@ _SHOWN = 5
 def run(
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional],
     *,
-    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "features",
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "features",
     model: str | None = None,
     weights: str | None = None,
     resize: str = "native",
@@ -48,16 +48,16 @@ def run(
 ) -> int:
     """Compute dense features of images, and keep them on disk.
 
-    densedino extract photos/                           all pictures in a folder, into ./features
-    densedino extract "photos/**/*.jpg" clip.mp4 -o f   a pattern and a video, into ./f
-    densedino extract list.txt --model vits16 --weights dinov3_vits16.pth --resize 512
+    A folder, a pattern and a video, into ./f: densedino extract photos/ "more/**/*.jpg" clip.mp4 -o f
+
+    A list of paths, with your weights: densedino extract list.txt --weights dinov3_vits16.pth --resize 512
 
     Run the same command again to go on after an interruption, or to add new images: what stands is not computed again,
     and what has changed is. Files that cannot be used are listed in quarantine.jsonl in the output folder.
 
     Args:
         inputs: files, folders, patterns, .txt lists of paths, videos.
-        output: the folder for the features.
+        out: the folder for the features.
         model: an architecture or weights by name, see `densedino models` and `densedino weights`.
         weights: a checkpoint: a file, an https:// URL, a hub id.
         resize: what the model sees: native, 512 (short side), or 512x768 (height x width).
@@ -91,7 +91,7 @@ def run(
         report = extract(
             dino,
             inputs,
-            output=output,
+            output=out,
             files=format,
             layers=layers,
             batch_size=batch,

@@ -23,8 +23,9 @@ __all__ = ["COMMANDS", "convert", "list_", "show"]
 def list_(pattern: Annotated[str, tyro.conf.Positional] = "*") -> None:
     """List the weights that densedino knows.
 
-    densedino weights show FILE       what a checkpoint is
-    densedino weights convert FILE    write it in another dialect
+    What a checkpoint is: densedino weights show FILE
+
+    Write it in another dialect: densedino weights convert FILE
 
     Args:
         pattern: names to list, with shell wildcards: 'vit*', '*sat493m'.
