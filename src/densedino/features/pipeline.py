@@ -20,6 +20,7 @@ from densedino.features.intake import Source, prepare, sources_of
 from densedino.features.layout import Row
 from densedino.features.planning import AHEAD_BYTES, absolute, image_bytes
 from densedino.features.quarantine import Entry
+from densedino.models.catalog import ViTSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -129,6 +130,12 @@ class Pipeline:
     def _bytes(self, prepared: Prepared) -> int:
         return image_bytes(self._dino, prepared.valid.numel(), layers=len(self._layers))
 
+    def _flops(self, tokens: int) -> float:
+        """About; of attention only what grows with the square."""
+        spec = self._dino.model.spec
+        square = 4.0 * spec.depth * spec.embed_dim if isinstance(spec, ViTSpec) else 0.0
+        return tokens * (2.0 * self._parameters + square * tokens)
+
     def _segments(self, sources: Iterator[Source], model: ThreadPoolExecutor) -> Iterator[_Segment]:
         """Sources as segments, whose batches are on their way."""
         segment = _Segment()
@@ -145,7 +152,7 @@ class Pipeline:
             held = self._bytes(source.prepared)
             self._largest = max(self._largest, held)
             segment.held_bytes += held
-            segment.flops += 2.0 * self._parameters * tokens
+            segment.flops += self._flops(tokens)
             shape = tuple(source.prepared.pixels.shape)
             segment.waiting.setdefault(shape, []).append(source)
             if len(segment.waiting[shape]) == self._settings.batch_of(tokens):
