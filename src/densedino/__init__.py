@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from densedino.features.extract import extract
     from densedino.features.extractor import FeatureExtractor, load
     from densedino.features.store import FeatureStore
     from densedino.features.tokens import Features
@@ -24,6 +25,7 @@ _HOMES = {
     "Features": "densedino.features.tokens",
     "Transform": "densedino.images.transforms",
     "create_model": "densedino.models.catalog",
+    "extract": "densedino.features.extract",
     "list_models": "densedino.models.catalog",
     "list_weights": "densedino.weights.catalog",
     "load": "densedino.features.extractor",
@@ -35,6 +37,7 @@ __all__ = [
     "Features",
     "Transform",
     "create_model",
+    "extract",
     "list_models",
     "list_weights",
     "load",

@@ -104,7 +104,7 @@ def test_wrong_options_are_one_line(here, capsys, options, message):
 
 def test_no_inputs_say_what_is_looked_for(here, capsys):
     assert main(["extract", *TINY]) == 2
-    assert "no pictures or videos in nothing" in capsys.readouterr().err
+    assert "no inputs: densedino extract photos/" in capsys.readouterr().err
 
 
 def test_lines_instead_of_a_bar_in_a_log(here, capsys, monkeypatch):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from densedino.cli.options import parse_resize
 from densedino.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def run(
     resize: str = "native",
     fit: Literal["pad", "crop", "resize", "error"] = "pad",
     max_tokens: int = 16384,
+    max_value: int | None = None,
     layers: tuple[int, ...] = (),
     batch_size: str = "auto",
     device: str = "auto",
@@ -63,6 +65,7 @@ def run(
         resize: what the model sees: native, 512 (short side), or 512x768 (height x width).
         fit: sizes that are no multiple of the patch size: pad, crop, resize, or error.
         max_tokens: images of more patches are made smaller; 0 for no limit.
+        max_value: white in 16-bit files, such as 4095 for 12-bit data; 65535 if not given.
         layers: blocks whose tokens are kept too, besides the final ones; 0 is the first, -1 the last.
         batch_size: images of one size that are run at once, or auto.
         device: auto, cpu, cuda, mps.
@@ -72,7 +75,9 @@ def run(
         format: lance (one store), npz or safetensors (one file per image).
         retry: try the files in quarantine again.
     """
-    size = _resize(resize)
+    if not inputs:
+        raise InputError("no inputs: densedino extract photos/ -o features/ (files, folders, patterns, lists, videos).")
+    size = parse_resize(resize)
     batch = _batch_size(batch_size)
     if max_tokens < 0:
         raise InputError(f"--max-tokens {max_tokens}: give the most patches an image may have, or 0 for no limit.")
@@ -81,13 +86,8 @@ def run(
     from densedino.features.extractor import load
 
     dino = load(model, weights=weights, device=device, precision=precision, resize=size, fit=fit)
-    dino = dino.with_transform(replace(dino.transform, max_tokens=max_tokens or None))
-    with _progress() as (begin, advance):
-
-        def announce(plan: Plan) -> None:
-            _say_plan(plan, dino)
-            begin(len(plan.jobs), plan.videos)
-
+    dino = dino.with_transform(replace(dino.transform, max_tokens=max_tokens or None, max_value=max_value))
+    with _progress(dino) as (announce, advance):
         report = extract(
             dino,
             inputs,
@@ -103,15 +103,6 @@ def run(
         )
     _say_report(report, format)
     return 0 if report.total else 1
-
-
-def _resize(text: str) -> int | tuple[int, int] | None:
-    if text == "native":
-        return None
-    parts = text.lower().split("x")
-    if len(parts) <= 2 and all(part.isascii() and part.isdigit() and int(part) for part in parts):
-        return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
-    raise InputError(f"--resize {text!r}: give native, 512 (short side in pixels), or 512x768 (height x width).")
 
 
 def _batch_size(text: str) -> int | None:
@@ -184,14 +175,19 @@ def _say_report(report: Report, files: str) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[int], None]]]:
-    """Two functions: begin(inputs, videos), and advance(count), which any thread may call."""
+def _progress(dino: FeatureExtractor) -> Iterator[tuple[Callable[[Plan], None], Callable[[int], None]]]:
+    """Two functions: announce(plan), once, before the work; and advance(count), which any thread may call."""
     from rich.console import Console
 
     console = Console(stderr=True)
     bar = _Bar(console) if console.is_terminal else _Lines()
+
+    def announce(plan: Plan) -> None:
+        _say_plan(plan, dino)
+        bar.begin(len(plan.jobs), plan.videos)
+
     try:
-        yield bar.begin, bar.advance
+        yield announce, bar.advance
     finally:
         bar.stop()
 

@@ -6,10 +6,11 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from densedino.cli.options import parse_resize
 from densedino.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def run(
     layer: int | None = None,
     head: int | None = None,
     resize: str | None = None,
+    max_value: int | None = None,
     nearest: bool = False,
     model: str | None = None,
     weights: str | None = None,
@@ -74,6 +76,7 @@ def run(
         head: the attention head, 0 the first; the mean of all if not given.
         resize: what the model sees: 512 (short side), 512x768 (height x width) or native; about 768x768 pixels of the
             image's own shape if not given. Finer grids cost time.
+        max_value: white in 16-bit files, such as 4095 for 12-bit data; 65535 if not given.
         nearest: one flat square per patch instead of smooth colours.
         model: an architecture or weights by name, see `densedino models` and `densedino weights`.
         weights: a checkpoint: a file, an https:// URL, a hub id.
@@ -88,15 +91,16 @@ def run(
     cell = _pair(patch, "--patch", "row,col") if patch is not None else None
     if spot and cell:
         raise InputError("--point and --patch both say where to look; give one of them.")
-    size = _resize(resize)
+    size = parse_resize(resize) if resize is not None else None
     if panel < 16:
         raise InputError(f"--panel {panel} is too small to see anything; give 16 or more, such as 768.")
 
     from densedino.features.extractor import load
 
-    dino = load(model, weights=weights, device=device, precision=precision)
+    dino = load(model, weights=weights, device=device, precision=precision, resize=size)
+    dino = dino.with_transform(replace(dino.transform, max_value=max_value))
     long_side = min(panel, int(math.sqrt(_SHEET_PIXELS / (len(images) * (1 + len(wanted))))))
-    views = [_view(path, dino, size, layer, long_side) for path in images]
+    views = [_view(path, dino, layer, long_side, by_area=resize is None) for path in images]
     options = _Options(cell, spot, joint, background, layer, head, long_side, smooth=not nearest)
     columns = [_pictures(kind, dino, views, options) for kind in wanted]
     _write(target, dino, views, columns, layer=layer, show=show)
@@ -153,30 +157,20 @@ def _pair(text: str, flag: str, form: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _resize(text: str | None) -> int | tuple[int, int] | Literal["native"] | None:
-    if text is None:
-        return None
-    if text == "native":
-        return "native"
-    match = re.fullmatch(r"([1-9]\d*)(?:[x×,]([1-9]\d*))?", text)
-    if not match:
-        raise InputError(f"--resize {text!r}: write 512 (short side), 512x768 (height x width) or native.")
-    return (int(match[1]), int(match[2])) if match[2] else int(match[1])
-
-
-def _view(path: Path, dino: FeatureExtractor, resize: Any, layer: int | None, long_side: int) -> _View:
+def _view(path: Path, dino: FeatureExtractor, layer: int | None, long_side: int, *, by_area: bool) -> _View:
     from PIL import Image
 
     from densedino.features.pictures import picture_size
     from densedino.images.decoding import read_image
 
-    pixels = read_image(path, in_chans=dino.transform.in_chans)
+    transform = dino.transform
+    pixels = read_image(path, in_chans=transform.in_chans, max_value=transform.max_value)
     height, width = pixels.array.shape[:2]
-    if resize is None:
-        stride = dino.transform.stride
-        factor = _SIDE / math.sqrt(height * width)
-        resize = tuple(max(1, round(side * factor / stride)) * stride for side in (height, width))
-    prepared = replace(dino.transform, resize=None if resize == "native" else resize)(pixels)
+    if by_area:
+        factor = _SIDE / math.sqrt(height * width) / transform.stride
+        rows, cols = (max(1, round(side * factor)) * transform.stride for side in (height, width))
+        transform = replace(transform, resize=(rows, cols))
+    prepared = transform(pixels)
     features = dino.run([prepared], layers=() if layer is None else (layer,))
     drawn = picture_size((height, width), long_side)
     photo = _photo(pixels).resize((drawn[1], drawn[0]), Image.Resampling.LANCZOS)

@@ -16,6 +16,7 @@ from densedino.engines.eager import EagerEngine, LayerTokens, choose_device, cho
 from densedino.errors import InputError, UnknownNameError, UntrainedWarning
 from densedino.features.tokens import Features, Norm
 from densedino.images.transforms import Transform
+from densedino.models.vit import block_indices
 from densedino.weights.loading import load_weights
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ class FeatureExtractor:
         Raises:
             InputError: the model is in training mode, an index is no block, or the features are not finite.
         """
+        block_indices(layers or (-1,), self.model.depth)  # here, so that an error shows what was asked
         if norm not in ("post", "pre"):
             raise UnknownNameError("norm", norm, ["post", "pre"])
         pixels = torch.stack([item.pixels for item in prepared])

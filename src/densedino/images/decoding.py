@@ -178,7 +178,7 @@ def _on_known_scale(array: NDArray[Any], max_value: float | None, name: str) -> 
             likely = next(bits for bits in (8, 10, 12) if top < 2**bits)
             raise ImageError(
                 f"{name} holds 16-bit values but none above {top}: it looks like {likely}-bit data. "
-                f"Fix: max_value={2**likely - 1} (or max_value=65535, if it is as dark as that)."
+                f"Fix: max_value={2**likely - 1}, --max-value on the command line (or 65535, if it is as dark as that)."
             )
         if max_value is not None and top > max_value:
             raise ImageError(f"{name} has values up to {top}, above max_value={max_value:g}, which means white.")
