@@ -74,7 +74,7 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
 
 
 def mixed_bf16(model: ModuleT) -> ModuleT:
-    """A copy whose matrix products are bfloat16; norms, residual stream, LayerScale, RoPE and softmax stay float32."""
+    """A copy whose matrix products are bfloat16; norms, residual stream, LayerScale and RoPE stay float32."""
     mixed = copy.deepcopy(model)
     for module in mixed.modules():
         if isinstance(module, nn.Linear):
