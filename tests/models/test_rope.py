@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -45,6 +46,21 @@ def test_rotation_by_a_naive_formula(height: int, width: int, prefix: int, head_
         got = out[0, prefix + token, 0]
         assert got[channel].item() == pytest.approx(turned.real, abs=1e-4)
         assert got[channel + head_dim // 2].item() == pytest.approx(turned.imag, abs=1e-4)
+
+
+def test_threads_may_share_a_module() -> None:
+    """Extraction runs one module in several threads; tables come and go under their hands."""
+    rope = RopeEmbed(16, base=100.0, num_prefix_tokens=1).eval()
+    cpu = torch.device("cpu")
+
+    def ask(seed: int) -> None:
+        for i in range(400):
+            height = 1 + (i * 7 + seed) % 23
+            assert rope(height, 2, cpu)[0].shape == (1 + 2 * height, 16)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(4)))
+    assert len(rope._cache) <= 12
 
 
 def test_augmentation_stays_in_its_ranges() -> None:

@@ -101,12 +101,14 @@ class RopeEmbed(nn.Module):
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.training:  # type: ignore[attr-defined]
             return self._tables(height, width, device)
         key = (height, width, device)
-        if key not in self._cache:
-            while len(self._cache) >= _CACHE_SIZE:
-                self._cache.pop(next(iter(self._cache)))
+        tables = self._cache.get(key)
+        if tables is None:
             with torch.inference_mode(False), torch.no_grad():  # tables made in inference mode could not train later
-                self._cache[key] = self._tables(height, width, device)
-        return self._cache[key]
+                tables = self._tables(height, width, device)
+            for oldest in list(self._cache)[: max(0, len(self._cache) + 1 - _CACHE_SIZE)]:
+                self._cache.pop(oldest, None)  # another thread may have
+            self._cache[key] = tables
+        return tables
 
     def _tables(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, enabled=False):
