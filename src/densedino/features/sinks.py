@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["LanceSink", "Sink", "Standing", "check_ours", "check_same"]
 
 _CLEAN_EVERY = 64  # appends; each leaves a manifest behind that lists all files before it
-_CLEAN_AFTER = timedelta(minutes=10)
+_CLEAN_AFTER = timedelta(seconds=30)  # a reader that is just opening one of them must find it
 
 
 @dataclass(frozen=True)
