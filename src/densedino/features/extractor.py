@@ -126,7 +126,7 @@ class FeatureExtractor:
         parts: dict[str, Any] = {
             "model": asdict(self.model.spec),
             "weights": self.card.sha256,
-            "transform": self.transform.to_dict(),
+            "transform": self.transform.fingerprint(),
             "precision": self.precision,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
