@@ -136,7 +136,8 @@ def tokens(model, x):
 @pytest.mark.parametrize("name", [*SMALL, "vitt16"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_transformers_opens_the_folder_as_it_is(released, tmp_path, name):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     state = released(name)
     done = convert(state, tmp_path / "folder", to="huggingface")
     oracle, info = transformers.AutoModel.from_pretrained(done.path, output_loading_info=True)
@@ -162,7 +163,8 @@ def test_transformers_opens_the_folder_as_it_is(released, tmp_path, name):
     ],
 )
 def test_timm_opens_the_file_under_the_name_that_is_said(released, tmp_path, name, zero_bias, timm_name):
-    timm = pytest.importorskip("timm")
+    import timm
+
     done = convert(released(name, zero_bias=zero_bias), tmp_path / "x.safetensors", to="timm")
     assert done.timm_name == timm_name
     with safe_open(done.path, framework="pt") as opened:
@@ -179,7 +181,8 @@ def test_timm_opens_the_file_under_the_name_that_is_said(released, tmp_path, nam
 
 
 def test_transformers_own_folder_is_read(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.DINOv3ViTConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_register_tokens=4
     )

@@ -258,7 +258,7 @@ def survey(jobs: Sequence[Job], dino: FeatureExtractor) -> Survey:
             try:
                 with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
                     sizes.append((image.height, image.width))
-            except Exception:
+            except Exception:  # it will be quarantined with its reason when its turn comes; here only sizes are guessed
                 continue
     tokens = []
     for size in sizes:
