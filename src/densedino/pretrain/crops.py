@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from densedino.errors import InputError
+from densedino.pretrain import Fidelity  # noqa: TC001 (densedino.config reads the annotations at run time)
 from densedino.pretrain.distortions import Distortion, Jitter, distort
 from densedino.pretrain.randomness import counted_generator
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from densedino.pretrain import Fidelity
 
 __all__ = ["CropConfig", "Crops", "make_crops", "random_box", "stack_crops"]
 

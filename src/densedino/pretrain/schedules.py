@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CosineSchedule", "LrScaling", "StagedSchedule", "scale_lr"]
+__all__ = ["CosineSchedule", "LrScaling", "Schedule", "StagedSchedule", "constant", "scale_lr"]
 
 LrScaling = Literal["sqrt_wrt_1024", "linear_wrt_256", "none"]
 
@@ -73,6 +73,14 @@ class StagedSchedule:
         if into >= self.cosine_steps:
             return self.end
         return _half_cosine(self.peak, self.end, into / max(self.cosine_steps - 1, 1))
+
+
+Schedule = CosineSchedule | StagedSchedule
+
+
+def constant(value: float) -> StagedSchedule:
+    """The schedule that stays at `value`."""
+    return StagedSchedule(start=value, peak=value, end=value)
 
 
 def scale_lr(lr: float, *, batch_size: int, rule: LrScaling) -> float:
