@@ -267,17 +267,29 @@ class MonitorConfig:
 
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
-    look_every: int = 500
-    """Steps between looks at features: probes, pictures, drift."""
-    labelled: str | None = None
-    """A folder of labelled images for the online probes."""
-    pictures: int = 4
-    """Images whose PCA is drawn over time."""
+    look_every: int | None = None
+    """Steps between looks at the teacher's features; None: a twentieth of the run. The first and last step too."""
+    seconds: float = 20.0
+    """A look takes about this long: the first is timed, and smaller subsets are taken if need be, then kept."""
+    size: int = 224
+    """Pixels of the short side at which images are looked at."""
+    images: int = 256
+    """Training images whose features are measured, the same at every look."""
+    pictures: tuple[str, ...] = ()
+    """Images to draw over time; none named: six of the training images."""
+    knn: str | None = None
+    """A folder of class folders (maybe in train/ and val/), for the nearest-neighbour probe."""
+    segmentation: str | None = None
+    """A folder of images and masks (`densedino.pretrain.probe_folders`), for the linear segmentation probe."""
+    ignore_label: int = 255
+    """The value of a mask that is no class: 11 in CamVid."""
     tensorboard: bool = True
+    """Written where tensorboard is installed."""
 
     def __post_init__(self) -> None:
-        _within(self, 1, FOREVER, "log_every", "look_every")
-        _within(self, 0, FOREVER, "pictures")
+        _within(self, 1, FOREVER, "log_every", "look_every", "images")
+        _within(self, 0, FOREVER, "seconds", "ignore_label")
+        _within(self, 32, FOREVER, "size")
 
 
 @dataclass(frozen=True, kw_only=True)
