@@ -36,6 +36,8 @@ HEAVY = {
     "timm",
     "av",
     "xarray",
+    "datasets",
+    "tensorboard",
 }
 
 

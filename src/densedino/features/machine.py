@@ -55,6 +55,11 @@ EXTRAS = (
         packages=("transformers", "timm", "huggingface-hub"),
         enables="weights from the Hugging Face and timm hubs; opening what `weights convert` writes",
     ),
+    Extra(
+        name="train",
+        packages=("datasets", "tensorboard"),
+        enables="training on Hugging Face data sets; curves in TensorBoard",
+    ),
     Extra(name="xarray", packages=("xarray",), enables="stored features as xarray"),
 )
 

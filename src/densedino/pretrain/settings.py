@@ -218,9 +218,11 @@ class SourceConfig:
     """A collection of images."""
 
     path: str
-    """Folder, glob, list in a .txt, tar shards, Lance store, or `hf:` data set."""
-    weight: float = 1.0
-    """Share of the images drawn from here, in proportion to the other sources' weights."""
+    """What `densedino.pretrain.sources.open_source` takes: folder, pattern, list in a .txt, tar shards, Hugging Face
+    data set, Lance or feature store."""
+    weight: float | None = None
+    """Share of the images drawn from here, in proportion to the other sources' weights; None, for all of them: in
+    proportion to their numbers of images."""
 
     def __post_init__(self) -> None:
         _within(self, 1e-9, FOREVER, "weight")
@@ -241,6 +243,9 @@ class DataConfig:
     """Batches that each of them prepares ahead."""
 
     def __post_init__(self) -> None:
+        weights = [source.weight for source in self.sources]
+        if None in weights and any(weights):
+            raise InputError(f"sources have the weights {weights}; give each of them one, or none to any.")
         _within(self, 0, FOREVER, "workers")
         _within(self, 1, FOREVER, "prefetch")
         _within(self, 1e-12, FOREVER, "max_value")
