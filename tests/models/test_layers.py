@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from densedino.models.layers import Linear, attention, drop_path, linear_gelu
+from densedino.models.draws import Kept
+from densedino.models.layers import Linear, attention, linear_gelu, residual
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -47,9 +48,19 @@ def test_blockwise_bfloat16_attention_is_attention(tokens: int, head_dim: int) -
     assert F.cosine_similarity(fast, exact, dim=-1).min() > 0.9995
 
 
-def test_drop_path_rate_does_not_depend_on_the_batch() -> None:
-    torch.manual_seed(0)
-    for batch in (1, 3, 64):
-        kept = torch.stack([drop_path(torch.ones(batch, 2), 0.3) for _ in range(6000 // batch)])
-        assert abs((kept == 0).float().mean().item() - 0.3) < 0.03
-        torch.testing.assert_close(kept.max(), torch.tensor(1 / 0.7))
+def test_a_branch_is_run_on_the_samples_that_keep_it() -> None:
+    x, weight = torch.randn(5, 3, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
+    kept = torch.tensor([0, 3])
+    out = residual(x, lambda part: part @ weight, Kept(kept, 1.25))
+    factor = torch.tensor([1.25, 0, 0, 1.25, 0]).view(5, 1, 1)
+    expected = x + factor * (x @ weight)
+    torch.testing.assert_close(out, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(out.square().sum(), (x, weight)),
+        torch.autograd.grad(expected.square().sum(), (x, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+    nobody = torch.tensor([], dtype=torch.int64)
+    torch.testing.assert_close(residual(x, lambda part: part @ weight, Kept(nobody, 1.25)), x)
+    assert residual(x.detach(), lambda part: part.bfloat16(), Kept(kept, 1.0)).dtype == torch.float32

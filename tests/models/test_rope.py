@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from densedino.errors import StateDictError
 from densedino.models.catalog import create_model
-from densedino.models.rope import RopeAugment, RopeEmbed, rope_coords, rope_periods, rotate
+from densedino.models.rope import RopeAugment, RopeEmbed, rope_angles, rope_coords, rope_periods, rotate
 
 
 def test_periods_are_the_documented_ones() -> None:
@@ -64,16 +65,29 @@ def test_threads_may_share_a_module() -> None:
 
 
 def test_augmentation_stays_in_its_ranges() -> None:
-    coords = rope_coords(4, 4)
+    rng = np.random.default_rng(0)
     for _ in range(50):
-        shifted = RopeAugment(shift=0.5)(coords) - coords
-        assert shifted.abs().max() <= 0.5
-        assert (shifted - shifted[0]).abs().max() < 1e-6
-        ratio = RopeAugment(rescale=2.0)(coords) / coords
-        assert 0.5 <= ratio.min() <= ratio.max() <= 2.0
-        assert (ratio - ratio[0, 0]).abs().max() < 1e-5
-        jitter = RopeAugment(jitter=1.5)(coords) / coords
-        assert (jitter - jitter[0]).abs().max() < 1e-5
+        (shift, factor) = RopeAugment(shift=0.5).draw(rng)
+        assert shift.abs().max() <= 0.5
+        assert shift[0] != shift[1]
+        assert (factor == 1).all()
+        shift, factor = RopeAugment(rescale=2.0).draw(rng)
+        assert (shift == 0).all()
+        assert 0.5 <= factor[0] == factor[1] <= 2.0
+        shift, factor = RopeAugment(jitter=1.5).draw(rng)
+        assert (factor <= 1.5).all()
+        assert (factor >= 1 / 1.5).all()
+        assert factor[0] != factor[1]
+
+
+def test_a_warp_shifts_coordinates_and_then_stretches_them() -> None:
+    rope = RopeEmbed(16, base=100.0, num_prefix_tokens=1)
+    warp = torch.tensor([[0.25, -0.5], [2.0, 0.5]])
+    cos, sin = rope(3, 2, torch.device("cpu"), warp=warp)
+    angles = rope_angles((rope_coords(3, 2) + warp[0]) * warp[1], rope_periods(16, 100.0))
+    torch.testing.assert_close(cos[1:, :8], angles.cos())
+    torch.testing.assert_close(sin[1:], angles.sin())
+    assert (sin[0] == 0).all(), "prefix tokens are not rotated"
 
 
 def test_bf16_rounded_periods_of_a_file_are_recomputed_and_others_refused() -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 from densedino.errors import InputError
 from densedino.models.catalog import create_model
+from densedino.models.draws import Draws
 from densedino.models.rope import RopeAugment
 from densedino.models.vit import block_indices
 
@@ -127,25 +129,35 @@ def test_attention_maps_explain_the_output(model: torch.nn.Module) -> None:
     )
 
 
-def test_eval_is_deterministic_and_independent_of_the_batch(model: torch.nn.Module) -> None:
-    for block in model.blocks:
-        block.drop_path_rate = 0.5
-    model.rope_embed.augment = RopeAugment(rescale=2.0)
+def test_outputs_are_deterministic_and_independent_of_the_batch(model: torch.nn.Module) -> None:
     x = torch.randn(4, 3, 32, 32)
-    torch.testing.assert_close(model(x), model(x), rtol=0, atol=0)
-    torch.testing.assert_close(model(x)[2:3], model(x[2:3]))
-    model.train()
-    assert not torch.equal(model(x), model(x))
+    for train in (False, True):
+        model.train(train)
+        torch.testing.assert_close(model(x), model(x), rtol=0, atol=0)
+        torch.testing.assert_close(model(x)[2:3], model(x[2:3]))
 
 
-@pytest.mark.parametrize(("per_block", "distinct"), [(False, 1), (True, 2)])
-def test_rope_is_redrawn_per_forward_or_per_block(model: torch.nn.Module, per_block: bool, distinct: int) -> None:
+@pytest.mark.parametrize("local", [False, True])
+def test_training_features_are_the_forwards(local: bool) -> None:
+    model = create_model("debug_vit_swiglu").train()
+    x, masks = torch.randn(3, 3, 32, 48), torch.rand(3, 6) > 0.5
+    torch.nn.init.normal_(model.local_cls_norm.weight)
+    whole = model.forward_features([x, x], [masks, masks])[int(local)]
+    cls, patches = model.training_features(x, masks=masks, local=local)
+    torch.testing.assert_close(cls, whole["x_norm_clstoken"])
+    torch.testing.assert_close(patches, whole["x_norm_patchtokens"])
+    chosen = model.training_features(x, masks=masks, patches=masks.flatten().nonzero()[:, 0])[1]
+    torch.testing.assert_close(chosen, whole["x_norm_patchtokens"][masks])
+
+
+@pytest.mark.parametrize(("blocks", "distinct"), [(1, 1), (2, 2)])
+def test_rope_is_warped_once_or_in_every_block(model: torch.nn.Module, blocks: int, distinct: int) -> None:
     seen = []
     for block in model.blocks:
         block.register_forward_pre_hook(lambda _, args: seen.append(args[1][0]))
-    model.train()
-    model.rope_embed.augment = RopeAugment(rescale=2.0, per_block=per_block)
-    model(torch.randn(1, 3, 32, 32))
+    rng = np.random.default_rng(0)
+    warps = tuple(RopeAugment(rescale=2.0).draw(rng) for _ in range(blocks))
+    model.training_features(torch.randn(1, 3, 32, 32), draws=Draws(warps=warps))
     assert len({tuple(cos.flatten().tolist()) for cos in seen}) == distinct
 
 

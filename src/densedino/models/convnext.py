@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from densedino.errors import InputError
-from densedino.models.layers import Linear, drop_path, linear_gelu
+from densedino.models.layers import Linear, linear_gelu, residual
 from densedino.models.vit import block_indices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from densedino.models.catalog import ConvNeXtSpec
+    from densedino.models.draws import Draws, Kept
 
 __all__ = ["ConvNeXt"]
 
@@ -41,16 +42,15 @@ class ConvNeXtBlock(nn.Module):
         self.pwconv1 = Linear(dim, 4 * dim)
         self.pwconv2 = Linear(4 * dim, dim)
         self.gamma = nn.Parameter(torch.empty(dim))
-        self.drop_path_rate = 0.0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
+    def _branch(self, x: Tensor) -> Tensor:
         branch = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
         branch = self.pwconv2(linear_gelu(self.pwconv1, branch))
-        branch = branch * self.gamma
-        if self.training and self.drop_path_rate > 0.0:
-            branch = drop_path(branch, self.drop_path_rate)
-        return x + branch.permute(0, 3, 1, 2)
+        return (branch * self.gamma).permute(0, 3, 1, 2)
+
+    def forward(self, x: Tensor, kept: Kept | None = None) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]; `kept`: stochastic depth."""
+        return residual(x, self._branch, kept)
 
 
 class ConvNeXt(nn.Module):
@@ -110,13 +110,16 @@ class ConvNeXt(nn.Module):
                 "Pad, crop or resize it, or use dd.load(...), which pads and says which patches are real."
             )
 
-    def _stage_outputs(self, x: Tensor, last: int = 3) -> list[Tensor]:
+    def _stage_outputs(self, x: Tensor, last: int = 3, draws: Draws | None = None) -> list[Tensor]:
         """Maps [B, C_i, H / (4 * 2**i), W / (4 * 2**i)] of stages 0 to `last`, not normalised."""
         self._check(x)
         x = x.contiguous(memory_format=torch.channels_last)
         maps = []
+        kept = iter(draws.kept if draws is not None and draws.kept else [None] * sum(self.spec.depths))
         for downsample, stage in zip(self.downsample_layers[: last + 1], self.stages[: last + 1], strict=True):
-            x = stage(downsample(x))
+            x = downsample(x)
+            for block in stage:
+                x = block(x, next(kept))
             maps.append(x)
         return maps
 
@@ -145,6 +148,20 @@ class ConvNeXt(nn.Module):
             "x_prenorm": prenorm,
             "masks": masks if isinstance(masks, Tensor) else None,
         }
+
+    def training_features(
+        self,
+        x: Tensor,
+        *,
+        masks: Tensor | None = None,
+        draws: Draws | None = None,
+        local: bool = False,
+        patches: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What `VisionTransformer.training_features` gives; `masks` and `local` make no difference here."""
+        prenorm = self._stage_outputs(x, draws=draws)[-1].flatten(2).transpose(1, 2)
+        chosen = prenorm if patches is None else prenorm.flatten(0, 1)[patches]
+        return self.norm(prenorm.mean(dim=1)), self.norm(chosen)
 
     def get_intermediate_layers(
         self,

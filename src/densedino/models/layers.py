@@ -6,13 +6,18 @@ Shapes: B images, N tokens (prefix tokens first), D embed_dim, H heads.
 from __future__ import annotations
 
 import platform
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densedino.models.rope import rotate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from densedino.models.draws import Kept
 
 __all__ = [
     "Attention",
@@ -23,9 +28,9 @@ __all__ = [
     "MaskedBiasLinear",
     "Mlp",
     "attention",
-    "drop_path",
     "linear",
     "linear_gelu",
+    "residual",
 ]
 
 # PyTorch sends fp32 `F.linear` on x86 to MKL, which uses half of an AMD core; oneDNN, in the same wheel, does not.
@@ -200,15 +205,16 @@ class LayerScale(nn.Module):
         return branch * self.gamma
 
 
-def drop_path(branch: Tensor, rate: float) -> Tensor:
-    """Stochastic depth: each sample's branch is dropped with probability `rate`, whatever the batch; kept ones scaled.
-
-    Args:
-        branch: [B, ...].
-        rate: in [0, 1).
-    """
-    keep = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) >= rate
-    return branch * (keep / (1.0 - rate)).to(branch.dtype)
+def residual(x: Tensor, branch: Callable[[Tensor], Tensor], kept: Kept | None = None) -> Tensor:
+    """`x + branch(x)` for x [B, ...]; with stochastic depth the branch is run only on the samples that keep it."""
+    if kept is None:
+        out = branch(x)
+        return out.add_(x) if out.dtype == x.dtype else x + out  # rounded after the product, as elsewhere
+    if not len(kept.samples):
+        return x
+    out = branch(x.index_select(0, kept.samples))
+    dtype = torch.result_type(x, out)
+    return x.to(dtype).index_add(0, kept.samples, out.to(dtype), alpha=kept.scale)
 
 
 class Block(nn.Module):
@@ -231,15 +237,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = (Mlp if ffn == "mlp" else GatedMlp)(dim, hidden_dim)
         self.ls2 = LayerScale(dim)
-        self.drop_path_rate = 0.0
 
-    def _add(self, x: Tensor, branch: Tensor, scale: LayerScale) -> Tensor:
-        scaled = scale(branch)
-        if self.training and self.drop_path_rate > 0.0:
-            scaled = drop_path(scaled, self.drop_path_rate)
-        return scaled.add_(x) if scaled.dtype == x.dtype else x + scaled  # rounded after the product, as elsewhere
-
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
-        x = self._add(x, self.attn(self.norm1(x), rope), self.ls1)
-        return self._add(x, self.mlp(self.norm2(x)), self.ls2)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], kept: Sequence[Kept] | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D]; `kept`: stochastic depth of the two branches."""
+        first, second = kept or (None, None)
+        x = residual(x, lambda x: self.ls1(self.attn(self.norm1(x), rope)), first)
+        return residual(x, lambda x: self.ls2(self.mlp(self.norm2(x))), second)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from densedino.errors import StateDictError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["RopeAugment", "RopeEmbed", "rope_angles", "rotate"]
 
@@ -34,15 +37,12 @@ class RopeAugment:
     rescale: float | None = None
     per_block: bool = False
 
-    def __call__(self, coords: Tensor) -> Tensor:
-        """Coordinates [N, 2] -> [N, 2]."""
-        if self.shift is not None:
-            coords = coords + coords.new_empty(2).uniform_(-self.shift, self.shift)
-        if self.jitter is not None:
-            coords = coords * coords.new_empty(2).uniform_(-math.log(self.jitter), math.log(self.jitter)).exp()
-        if self.rescale is not None:
-            coords = coords * coords.new_empty(1).uniform_(-math.log(self.rescale), math.log(self.rescale)).exp()
-        return coords
+    def draw(self, rng: np.random.Generator) -> Tensor:
+        """Shifts and factors of (row, column), [2, 2] float32: coordinates c become (c + shift)·factor."""
+        shift = rng.uniform(-1.0, 1.0, 2) * (self.shift or 0.0)
+        exponent = rng.uniform(-1.0, 1.0, 2) * math.log(self.jitter or 1.0)
+        exponent = exponent + rng.uniform(-1.0, 1.0) * math.log(self.rescale or 1.0)
+        return torch.tensor([shift.tolist(), [math.exp(e) for e in exponent]], dtype=torch.float32)
 
 
 def rope_periods(head_dim: int, base: float, device: torch.device | None = None) -> Tensor:
@@ -80,14 +80,13 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class RopeEmbed(nn.Module):
-    """Makes the tables of a grid; in eval mode each grid's are made once and kept."""
+    """Makes the tables of a grid; those without a warp are made once and kept."""
 
     def __init__(self, head_dim: int, *, base: float, num_prefix_tokens: int) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.base = base
         self.num_prefix_tokens = num_prefix_tokens
-        self.augment: RopeAugment | None = None
         self.periods = nn.Buffer(torch.empty(head_dim // 4, dtype=torch.float32))
         """In the state dict because released checkpoints have it; the tables do not read it."""
         self._cache: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
@@ -96,10 +95,15 @@ class RopeEmbed(nn.Module):
         """Fill the buffer from `base`."""
         self.periods.copy_(rope_periods(self.head_dim, self.base, self.periods.device))
 
-    def forward(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines [T, head_dim] and sines [T, head_dim / 2], float32; T = num_prefix_tokens + height * width."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.training:  # type: ignore[attr-defined]
-            return self._tables(height, width, device)
+    def forward(
+        self, height: int, width: int, device: torch.device, *, warp: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines [T, head_dim] and sines [T, head_dim / 2], float32; T = num_prefix_tokens + height * width.
+
+        `warp` changes the coordinates, as `RopeAugment.draw` says.
+        """
+        if warp is not None or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+            return self._tables(height, width, device, warp)
         key = (height, width, device)
         tables = self._cache.get(key)
         if tables is None:
@@ -110,11 +114,13 @@ class RopeEmbed(nn.Module):
             self._cache[key] = tables
         return tables
 
-    def _tables(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _tables(
+        self, height: int, width: int, device: torch.device, warp: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, enabled=False):
             coords = rope_coords(height, width, device)
-            if self.training and self.augment is not None:
-                coords = self.augment(coords)
+            if warp is not None:
+                coords = (coords + warp[0]) * warp[1]
             angles = rope_angles(coords, rope_periods(self.head_dim, self.base, device))
             angles = nn.functional.pad(angles, (0, 0, self.num_prefix_tokens, 0))  # angle 0: prefix tokens stay
             return angles.cos().tile(2), angles.sin()

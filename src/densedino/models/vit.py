@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from densedino.models.catalog import ViTSpec
+    from densedino.models.draws import Draws
 
 __all__ = ["VisionTransformer", "block_indices"]
 
@@ -135,16 +136,16 @@ class VisionTransformer(nn.Module):
         prefix = [self.cls_token, self.storage_tokens] if self.num_register_tokens else [self.cls_token]
         return torch.cat([*(t.to(patches.dtype).expand(x.shape[0], -1, -1) for t in prefix), patches], dim=1)
 
-    def _block_outputs(self, x: Tensor, masks: Tensor | None = None) -> Iterator[Tensor]:
+    def _block_outputs(self, x: Tensor, masks: Tensor | None = None, draws: Draws | None = None) -> Iterator[Tensor]:
         """Tokens [B, 1 + R + N, D] after each block, before the final norm."""
         height, width = self.grid_size(x)
         tokens = self._embed(x, masks)
-        rope = self.rope_embed(height, width, x.device)
-        redraw = self.training and self.rope_embed.augment is not None and self.rope_embed.augment.per_block
+        warps, kept = (draws.warps, draws.kept) if draws is not None else ((), ())
+        rope = self.rope_embed(height, width, x.device, warp=warps[0] if warps else None)
         for number, block in enumerate(self.blocks):
-            if redraw and number:
-                rope = self.rope_embed(height, width, x.device)
-            tokens = block(tokens, rope)
+            if number and len(warps) > 1:
+                rope = self.rope_embed(height, width, x.device, warp=warps[number])
+            tokens = block(tokens, rope, kept[2 * number : 2 * number + 2] or None)
             yield tokens
 
     def _features(self, x: Tensor, masks: Tensor | None, *, local: bool) -> dict[str, Tensor | None]:
@@ -162,6 +163,30 @@ class VisionTransformer(nn.Module):
             "x_prenorm": prenorm,
             "masks": masks,
         }
+
+    def training_features(
+        self,
+        x: Tensor,
+        *,
+        masks: Tensor | None = None,
+        draws: Draws | None = None,
+        local: bool = False,
+        patches: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the losses read of the last block, after the final norm: CLS [B, D] and chosen patch tokens.
+
+        Args:
+            x: [B, C, H, W], crops of one size.
+            masks: bool [B, N], N = h·w, True where the mask token replaces the patch.
+            draws: stochastic depth and RoPE of this forward; none by default.
+            local: these are local crops, whose CLS has a norm of its own where the specification says so.
+            patches: [M] int64, rows of the B·N patch tokens; the tokens are then [M, D]. All of them, [B, N, D], for
+                None.
+        """
+        *_, prenorm = self._block_outputs(x, masks, draws)
+        cls, tokens = prenorm[:, 0], prenorm[:, 1 + self.num_register_tokens :]
+        norm = self.local_cls_norm if local and self.local_cls_norm is not None else self.norm
+        return norm(cls), self.norm(tokens if patches is None else tokens.flatten(0, 1)[patches])
 
     @overload
     def forward_features(self, x: Tensor, masks: Tensor | None = None) -> dict[str, Tensor | None]: ...
