@@ -6,9 +6,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from densedino.errors import InputError
+from densedino.errors import InputError, StateDictError
+from densedino.models.catalog import create_model
 from densedino.weights import convert as convert_module
-from densedino.weights.convert import convert
+from densedino.weights.card import WeightsCard
+from densedino.weights.convert import convert, write_weights
 from densedino.weights.dialects import DIALECTS
 from densedino.weights.loading import load_weights
 
@@ -197,3 +199,23 @@ def test_transformers_own_folder_is_read(tmp_path):
         {f"backbone.{k}": v for k, v in oracle.state_dict().items()},
     ):
         assert (theirs - tokens(load_weights(weights=weights)[0], x)).abs().max() <= 1e-5
+
+
+def test_new_weights_are_written_with_their_card_and_read_back(tmp_path):
+    model = create_model("debug_vit", in_chans=5, device="cpu")
+    card = WeightsCard(
+        name="mine", model="debug_vit", source="trained", sha256="", mean=(0.5,) * 5, std=(0.25,) * 5, in_chans=5,
+        licence="MIT", licence_url="", data="photos", dialect="densedino", untrained=False, notes=("a note",),
+    )  # fmt: skip
+    write_weights(model.state_dict(), tmp_path / "model.safetensors", card=card)
+    write_weights(model.state_dict(), tmp_path / "model.safetensors", card=card)  # replaces
+    loaded, its_card = load_weights(weights=tmp_path / "model.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    same = ("name", "model", "mean", "std", "in_chans", "licence", "data", "dialect", "untrained", "notes")
+    assert {key: getattr(its_card, key) for key in same} == {key: getattr(card, key) for key in same}
+    with torch.no_grad():
+        model.norm.bias[0] = torch.nan
+    with pytest.raises(StateDictError, match="norm"):
+        write_weights(model.state_dict(), tmp_path / "other.safetensors", card=card)
+    assert not (tmp_path / "other.safetensors").exists()

@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import shutil
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -166,7 +167,9 @@ def read_snapshot(snapshot: Snapshot, tensors: Mapping[str, Tensor]) -> None:
         if size != tuple(tensors[name].shape):
             raise _misfit(snapshot.path, name, size, tensors[name])
     targets = {name: value.detach() for name, value in tensors.items()}
-    load_sharded(targets, checkpoint_id=snapshot.path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads what several wrote
+        load_sharded(targets, checkpoint_id=snapshot.path)
     with torch.no_grad():
         for name, value in targets.items():  # mostly loaded in place; where not, the dict has another tensor
             if value.data_ptr() != tensors[name].data_ptr():

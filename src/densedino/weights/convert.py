@@ -1,4 +1,4 @@
-"""Owns writing weights in any dialect, with licence, source hash and fingerprint, and proving that nothing was lost."""
+"""Owns writing weights, new or in another dialect, with card and fingerprint, and proving that nothing was lost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from densedino.weights.card import WeightsCard
     from densedino.weights.fitting import Fitted
 
-__all__ = ["Converted", "convert"]
+__all__ = ["Converted", "convert", "write_weights"]
 
 _SUFFIXES = {"meta": (".pth", ".pt"), "timm": (".safetensors",), "densedino": (".safetensors",)}
 _KEPT_LIMIT = 64 << 20  # bytes; what a dialect has no place for is a few vectors
@@ -79,9 +79,7 @@ def convert(weights: Weights, path: str | os.PathLike[str], *, to: Dialect, name
     timm_name, qkv_bias = _timm_variant(fitted, card) if to == "timm" else (None, True)
     tensors = from_meta(fitted.tensors, to, qkv_bias=qkv_bias)
     kept = _lost(fitted, tensors)
-    fingerprint = tensors_sha256(
-        {k: v for k, v in fitted.tensors.items() if not k.endswith((".bias_mask", ".periods"))}
-    )
+    fingerprint = _fingerprint(fitted)
     dropped = card.dropped
     card = replace(
         card, dropped=(), dialect=to, notes=(*card.notes, f"converted from {card.dialect}, SHA-256 {card.sha256}")
@@ -97,6 +95,32 @@ def convert(weights: Weights, path: str | os.PathLike[str], *, to: Dialect, name
         else:
             save_file(_contiguous(tensors), scratch, metadata=metadata)
     return Converted(target, card, fingerprint, dropped, tuple(kept), timm_name)
+
+
+def write_weights(state: Mapping[str, Tensor], path: str | os.PathLike[str], *, card: WeightsCard) -> str:
+    """Write a backbone's state dict as a file of ours, which `load_weights` takes; what is at `path` is replaced.
+
+    Args:
+        state: of a module that `create_model` made.
+        path: ends in .safetensors.
+        card: what is known about the weights; its `sha256` and `source` mean nothing yet, and a reader fills them in.
+
+    Returns:
+        The fingerprint: SHA-256 of the tensors under Meta's names.
+
+    Raises:
+        StateDictError: tensors of no architecture of the table, or with NaN or infinity.
+    """
+    fitted = fit(to_meta(state))
+    tensors = from_meta(fitted.tensors, "densedino", qkv_bias=True)
+    fingerprint = _fingerprint(fitted)
+    with atomic_path(Path(path)) as scratch:
+        save_file(_contiguous(tensors), scratch, metadata=_metadata(card, fingerprint, _lost(fitted, tensors)))
+    return fingerprint
+
+
+def _fingerprint(fitted: Fitted) -> str:
+    return tensors_sha256({k: v for k, v in fitted.tensors.items() if not k.endswith((".bias_mask", ".periods"))})
 
 
 def _lost(fitted: Fitted, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
