@@ -136,3 +136,13 @@ def test_second_backward_is_refused_not_wrong():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="first backward"):
         loss.backward()
+
+
+def test_parts_of_the_targets_are_balanced_over_the_whole() -> None:
+    features, prototypes = F.normalize(torch.randn(10, 6), dim=1), torch.randn(40, 6)
+    whole = PrototypeTargets(features, prototypes, temperature=0.1, cache_bytes=4 * 40 * 5)
+    wanted = losses.sinkhorn_knopp(features @ prototypes.T, temperature=0.1)
+    for start, stop in ((0, 4), (3, 8), (8, 10)):
+        part = whole.part(start, stop)
+        out = part.read(0, len(part), bias=part.bias, out=torch.empty(len(part), 40))
+        torch.testing.assert_close(out.softmax(-1), wanted[start:stop])

@@ -118,7 +118,7 @@ class ConvNeXt(nn.Module):
         kept = iter(draws.kept if draws is not None and draws.kept else [None] * sum(self.spec.depths))
         for downsample, stage in zip(self.downsample_layers[: last + 1], self.stages[: last + 1], strict=True):
             x = downsample(x)
-            for block in stage:
+            for block in stage.children():
                 x = block(x, next(kept))
             maps.append(x)
         return maps

@@ -15,7 +15,7 @@ from densedino.pretrain.distortions import Distortion, Jitter, distort
 from densedino.pretrain.randomness import counted_generator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from torch import Tensor
@@ -90,6 +90,21 @@ class Crops:
     """[G, C, size, size]: crop g shows what global crop g shows."""
     offsets: Tensor | None = None
     """[L, 2] with `local_from_global`: top and left of each local crop in global crop (index mod G), in pixels."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Crops:
+        """The crops with `function` applied to each tensor that is there."""
+        gram, offsets = (None if x is None else function(x) for x in (self.gram_crops, self.offsets))
+        return Crops(
+            global_crops=function(self.global_crops),
+            local_crops=function(self.local_crops),
+            gram_crops=gram,
+            offsets=offsets,
+        )
+
+    def finite(self) -> Tensor:
+        """[B] bool, of stacked crops: whether all of an image's are finite."""
+        views = [x for x in (self.global_crops, self.local_crops, self.gram_crops) if x is not None and len(x)]
+        return torch.stack([torch.isfinite(x).flatten(2).all(-1).all(0) for x in views]).all(0)
 
 
 def make_crops(

@@ -9,7 +9,7 @@ import torch
 
 from densedino.models.catalog import ConvNeXtSpec
 from densedino.models.draws import Draws, Kept
-from densedino.pretrain.randomness import counted_generator
+from densedino.pretrain.randomness import counted_generator, counted_seed
 
 if TYPE_CHECKING:
     from densedino.models.catalog import ViTSpec
@@ -66,6 +66,6 @@ def _rates(spec: ViTSpec | ConvNeXtSpec, drop_path: float) -> np.ndarray:
 
 def _uniform(seed: int, step: int, crop: int, places: range, branches: int) -> np.ndarray:
     """[len(places), branches]: the rows of these places in a table that is the same for everybody."""
-    rng = counted_generator("drop path", seed=seed, step=step, index=crop)
-    rng.bit_generator.advance(places.start * branches)  # one draw of PCG64 for each number
-    return rng.random((len(places), branches))
+    bits = np.random.PCG64(counted_seed("drop path", seed=seed, step=step, index=crop))
+    bits.advance(places.start * branches)  # one draw for each number
+    return np.random.Generator(bits).random((len(places), branches))

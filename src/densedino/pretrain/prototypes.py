@@ -9,6 +9,7 @@ while a block's logits are there, in the forward pass; the backward pass scales 
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,6 +64,12 @@ class PrototypeTargets:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def part(self, start: int, stop: int) -> PrototypeTargets:
+        """The targets of the samples from `start` to `stop`, still balanced over all of them."""
+        part = copy.copy(self)
+        part.features, part._cache = self.features[start:stop], self._cache[start:stop]
+        return part
 
     @torch.no_grad()
     def read(self, start: int, stop: int, *, bias: Tensor, out: Tensor) -> Tensor:
