@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from densedino.errors import InputError, StateDictError, UnknownNameError, WeightsNotFoundError
 from densedino.models.catalog import MODELS, create_model
-from densedino.weights import loading
+from densedino.weights import files, fitting, loading
 from densedino.weights.catalog import IMAGENET_STATS, SAT493M_STATS, WEIGHTS
 from densedino.weights.dialects import DIALECTS, from_meta
-from densedino.weights.loading import load_weights
-from densedino.weights.sources import cached
+from densedino.weights.loading import load_stored, load_weights
+from densedino.weights.sources import cached, sample_sha256
 
 SMALL = ["debug_vit", "debug_vit_swiglu", "debug_convnext"]
 
@@ -229,3 +229,47 @@ def test_random_weights_are_equal_in_another_process():
     ]
     here = load_weights("vits16", weights="random")[0].blocks[7].mlp.fc1.weight.double().sum().item()
     assert {float(out) for out in runs} == {here}
+
+
+def test_of_a_large_file_only_small_tensors_are_read(released, tmp_path, monkeypatch):
+    """Neither hash nor a search for NaN goes through it; a thorough reading does both."""
+    monkeypatch.setattr(files, "LARGE", 1000)
+    monkeypatch.setattr(fitting, "_SMALL", 1000)
+    state = released("debug_vit")
+    state["blocks.1.mlp.fc2.weight"][3, 3] = float("nan")
+    save_file(state, tmp_path / "x.safetensors")
+    model, card = load_weights(weights=tmp_path / "x.safetensors")
+    assert model.blocks[1].mlp.fc2.weight.isnan().any()
+    assert card.sha256 == sample_sha256(tmp_path / "x.safetensors") and "not verified" in card.notes[-1]
+    with pytest.raises(StateDictError, match="NaN"):
+        loading.read_weights(None, weights=tmp_path / "x.safetensors")
+    state["norm.weight"][0] = float("nan")
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(StateDictError, match=r"NaN or infinity in norm\.weight"):
+        load_weights(weights=tmp_path / "x.safetensors")
+
+
+def test_a_large_file_in_the_cache_was_hashed_when_it_came(released, tmp_path, monkeypatch, cache):
+    monkeypatch.setattr(files, "LARGE", 1000)
+    save_file(released("debug_vit"), tmp_path / "x")
+    sha256 = hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+    path = cache / "weights" / sha256 / "x.safetensors"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "x").rename(path)
+    _, card = load_weights(weights=path)
+    assert card.sha256 == sha256 and not any("not verified" in note for note in card.notes)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_stored_tensors_are_those_that_are_loaded(released, tmp_path, dialect):
+    state = from_meta(released("debug_vit"), dialect)
+    save_file(state, tmp_path / "x.safetensors")
+    stored = load_stored(weights=tmp_path / "x.safetensors")
+    model, card = load_weights(weights=tmp_path / "x.safetensors")
+    assert stored.card == card
+    for key, value in model.state_dict().items():
+        out = torch.empty_like(value)
+        stored.tensors[key].read(out)
+        assert torch.equal(out, value)
+    joined = stored.model.blocks[0].attn.qkv.weight
+    assert joined.is_meta == (dialect == "huggingface")  # there in three parts, which joining would read

@@ -24,7 +24,8 @@ class WeightsCard:
     source: str
     """Path, URL without its query, hub id, "embedded", "random" or "mapping"."""
     sha256: str
-    """Of the file's content; of the seed for random weights, of the tensors for a mapping."""
+    """Of the file's content, or above 1 GiB of a sample of it (then `notes` says so); of the seed for random weights,
+    of the tensors for a mapping."""
     mean: tuple[float, ...]
     """Per channel, in units of pixel values scaled to [0, 1]."""
     std: tuple[float, ...]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -115,6 +115,8 @@ class Translation:
     dropped: tuple[tuple[str, str], ...]
     """(key pattern, why) of what is in the file and is not the backbone."""
     notes: tuple[str, ...]
+    parts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """What `join=False` left in parts; in `tensors` stands an empty one of the joined shape, on the meta device."""
 
     @property
     def convnext(self) -> bool:
@@ -122,11 +124,12 @@ class Translation:
         return any(key.startswith("downsample_layers.") for key in self.tensors)
 
 
-def to_meta(state: Mapping[str, Any]) -> Translation:
+def to_meta(state: Mapping[str, Any], *, join: bool = True) -> Translation:
     """Find the backbone in a checkpoint of any dialect and translate its names.
 
     Args:
         state: tensors by name; nested mappings (`{"teacher": {...}, "iteration": 7}`) are opened.
+        join: put matrices that the dialect has in parts into one, which takes memory for them.
 
     Raises:
         StateDictError: no backbone in it, several between which nothing decides, or a qkv projection in parts.
@@ -141,14 +144,15 @@ def to_meta(state: Mapping[str, Any]) -> Translation:
     tops = sorted({_top(key, prefix) for key in rest} - set(others))
     dropped += [(f"{top}*", f"not part of the backbone {prefix}*") for top in tops]
     notes = (f"taken from {prefix}*",) if rivals else ()
+    parts: dict[str, tuple[Tensor, ...]] = {}
     if dialect != "meta":
-        inside = _fuse_qkv(inside, dialect)
+        inside = _fuse_qkv(inside, dialect, apart=None if join else parts)
         gated = any(key.endswith((".mlp.gate_proj.weight", ".mlp.fc1_g.weight")) for key in inside)
         table = _TABLES[dialect, convnext, gated]
         inside = {_rename(key, table, back=True): value for key, value in inside.items()}
         if "mask_token" in inside and inside["mask_token"].ndim == 3:
             inside["mask_token"] = inside["mask_token"].squeeze(0)
-    return Translation(inside, dialect, tuple(dropped), notes)
+    return Translation(inside, dialect, tuple(dropped), notes, parts)
 
 
 def from_meta(tensors: Mapping[str, Tensor], dialect: Dialect, *, qkv_bias: bool = True) -> dict[str, Tensor]:
@@ -289,8 +293,10 @@ def _rename(key: str, table: _Table, *, back: bool) -> str:
     return key
 
 
-def _fuse_qkv(tensors: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
-    """Put transformers' three projections, or timm's two biases, into Meta's one."""
+def _fuse_qkv(
+    tensors: Mapping[str, Tensor], dialect: Dialect, *, apart: dict[str, tuple[Tensor, ...]] | None
+) -> dict[str, Tensor]:
+    """Put transformers' three projections, or timm's two biases, into Meta's one; matrices, if given, into `apart`."""
     if dialect == "huggingface":
         part = re.compile(r"(?:model\.)?layer\.(\d+)\.attention\.([qkv])_proj\.(weight|bias)")
     else:
@@ -313,7 +319,12 @@ def _fuse_qkv(tensors: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tens
                 f"{name}: the key part is not zero, and {dialect} applies it; DINOv3 has no key bias, so the features "
                 "would differ. This is another model."
             )
-        out[name] = torch.cat([group["q"], group["k"], group["v"]])
+        whole = (group["q"], group["k"], group["v"])
+        if apart is None or bias:
+            out[name] = torch.cat(whole)
+        else:
+            apart[name] = whole
+            out[name] = torch.cat([part.to("meta") for part in whole])
     return out
 
 

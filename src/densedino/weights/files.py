@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from densedino.errors import StateDictError, WeightsNotFoundError
-from densedino.weights.sources import file_sha256
+from densedino.weights.sources import file_sha256, sample_sha256, verified_sha256
 from densedino.weights.transfer import describe_head, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["METADATA_ATTRIBUTE", "Checkpoint", "read_checkpoint", "tensors_sha256"]
+__all__ = ["LARGE", "METADATA_ATTRIBUTE", "Checkpoint", "read_checkpoint", "tensors_sha256"]
+
+LARGE = 1 << 30
+"""Bytes of a checkpoint above which loading does not read all of it merely to know its hash, or to look for NaN."""
 
 METADATA_ATTRIBUTE = "densedino_metadata"
 """Attribute of the ordered dict in a .pth file that holds what a safetensors file has in its header."""
@@ -51,14 +54,21 @@ class Checkpoint:
     """Of `config.json` beside the file (transformers, timm)."""
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
     """Of `preprocessor_config.json` beside the file (transformers)."""
+    large: bool = False
+    """Above `LARGE`."""
+    sampled: bool = False
+    """`sha256` is of a sample of the content, because the file is large and was to be ready at once."""
 
 
-def read_checkpoint(path: Path, *, source: str | None = None) -> Checkpoint:
+def read_checkpoint(path: Path, *, source: str | None = None, thorough: bool = True) -> Checkpoint:
     """Read a checkpoint file, or a folder as transformers and timm save it (in one file or in shards).
+
+    Tensors are views of the mapped files: nothing of them is read yet, but for the hash.
 
     Args:
         path: file or folder.
         source: what to call it; the path if not given.
+        thorough: hash all of the content; otherwise, of files above 1 GiB in all, a sample of it.
 
     Raises:
         WeightsNotFoundError: nothing there, or no weights file in the folder.
@@ -73,7 +83,11 @@ def read_checkpoint(path: Path, *, source: str | None = None) -> Checkpoint:
             raise StateDictError(f"{path}: {sorted(twice)[0]} stands in more than one shard.")
         state |= tensors
         metadata |= described
-    hashes = [file_sha256(file) for file in files]
+    large = sum(file.stat().st_size for file in files) > LARGE
+    known = [verified_sha256(file) if large and not thorough else None for file in files]
+    sampled = large and not thorough and None in known
+    hashed = sample_sha256 if sampled else file_sha256
+    hashes = [sha or hashed(file) for file, sha in zip(files, known, strict=True)]
     folder = files[0].parent
     return Checkpoint(
         state=state,
@@ -83,6 +97,8 @@ def read_checkpoint(path: Path, *, source: str | None = None) -> Checkpoint:
         metadata=metadata,
         config=read_json(folder / "config.json"),
         preprocessor=read_json(folder / "preprocessor_config.json"),
+        large=large,
+        sampled=sampled,
     )
 
 

@@ -7,7 +7,7 @@ that is neither taken nor understood is an error.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
     from densedino.weights.dialects import Dialect, Translation
+    from densedino.weights.packing import Packed
 
 __all__ = ["Fitted", "fit", "infer_spec"]
 
@@ -29,6 +30,7 @@ Spec = ViTSpec | ConvNeXtSpec
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _HEADS = ("head.", "dino_head.", "ibot_head.", "fc_norm.", "linear_head.")
 _KEY_BIAS = re.compile(r"blocks\.\d+\.attn\.qkv\.bias")
+_SMALL = 1 << 18  # bytes: norms, biases, tokens, but no matrix of a large model
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Fitted:
     remade: tuple[tuple[str, str], ...]
     """(key pattern, why) of what the module computes itself instead of taking it from the file."""
     notes: tuple[str, ...]
+    parts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """Of tensors that stand empty in `tensors` (device meta): what is to be joined along the first dimension."""
+    packed: dict[str, Packed] = field(default_factory=dict)
+    """Of tensors that stand empty in `tensors`: integers and their scales."""
 
     def module_state(self) -> tuple[dict[str, Tensor], tuple[tuple[str, str], ...]]:
         """The state dict that our module takes strictly, and all that was dropped on the way to it."""
@@ -60,12 +66,20 @@ class Fitted:
         return state, tuple(dropped)
 
 
-def fit(translation: Translation, *, kept: Mapping[str, Tensor] | None = None) -> Fitted:
+def fit(
+    translation: Translation,
+    *,
+    kept: Mapping[str, Tensor] | None = None,
+    thorough: bool = True,
+    elsewhere: Container[str] = (),
+) -> Fitted:
     """Check a backbone's tensors against the architecture table.
 
     Args:
         translation: of `dialects.to_meta`.
         kept: tensors that the dialect has no place for and that our own converter carried along in the metadata.
+        thorough: look at every number; otherwise only at small tensors, so that a large file is not read for it.
+        elsewhere: tensors that are on the meta device because their numbers are kept in another form.
 
     Raises:
         StateDictError: no such architecture; keys or shapes that do not fit; NaN or infinity; RoPE periods of another
@@ -75,13 +89,22 @@ def fit(translation: Translation, *, kept: Mapping[str, Tensor] | None = None) -
     dropped, notes, remade = list(translation.dropped), list(translation.notes), []
     dropped += _drop_heads(tensors) + _drop_doubled_norm(tensors)
     spec, in_chans = infer_spec(tensors)
-    _check_values(tensors)
+    _check_values(tensors, thorough=thorough, elsewhere={*translation.parts, *elsewhere})
     if isinstance(spec, ViTSpec):
         dropped += _drop_zero_bias(tensors, spec)
         remade = _check_masks(tensors, trusted=kept or ()) + _check_periods(tensors, spec)
         notes += _fill(tensors, spec)
     _check_keys(tensors, spec, in_chans)
-    return Fitted(spec, in_chans, translation.dialect, tensors, tuple(dropped), tuple(remade), tuple(notes))
+    return Fitted(
+        spec,
+        in_chans,
+        translation.dialect,
+        tensors,
+        tuple(dropped),
+        tuple(remade),
+        tuple(notes),
+        parts=translation.parts,
+    )
 
 
 def infer_spec(tensors: Mapping[str, Tensor]) -> tuple[Spec, int]:
@@ -157,7 +180,7 @@ def _drop_doubled_norm(tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
     return [("norms.3.*", "second copy of norm.*, and equal to it")]
 
 
-def _check_values(tensors: Mapping[str, Tensor]) -> None:
+def _check_values(tensors: Mapping[str, Tensor], *, thorough: bool, elsewhere: Container[str]) -> None:
     odd = [
         f"{key} ({value.dtype})".replace("torch.", "") for key, value in tensors.items() if value.dtype not in _FLOATS
     ]
@@ -166,9 +189,10 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
             f"tensors that are not floating point: {_some(odd)}. A quantised or packed checkpoint cannot be loaded; "
             "use the original weights."
         )
-    if empty := [key for key, value in tensors.items() if value.device.type == "meta"]:
+    if empty := [key for key, value in tensors.items() if value.device.type == "meta" and key not in elsewhere]:
         raise StateDictError(f"tensors without data (device meta): {_some(empty)}. Pass a materialised state dict.")
-    bad = [key for key, value in tensors.items() if not key.endswith(".bias_mask") and not _finite(value)]
+    looked_at = {key: value for key, value in tensors.items() if thorough or value.nbytes <= _SMALL}
+    bad = [key for key, value in looked_at.items() if not key.endswith(".bias_mask") and not _finite(value)]
     if bad:
         raise StateDictError(
             f"NaN or infinity in {_some(bad)}. Training diverged, or the file is damaged; use an earlier checkpoint or "
@@ -177,7 +201,7 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _finite(value: Tensor) -> bool:
-    if value.numel() == 0:
+    if value.numel() == 0 or value.device.type == "meta":
         return True
     low, high = torch.aminmax(value.detach())  # NaN wins in both
     return bool(torch.isfinite(low) and torch.isfinite(high))

@@ -27,6 +27,7 @@ __all__ = ["CARD_KEY", "Request", "identify"]
 
 CARD_KEY = "densedino.card"
 """Key of a file's metadata under which our converter writes the weights card as JSON."""
+_SAMPLED = "the file is large, so its content was not verified: sha256 is of a sample of it, and no NaN was looked for"
 _TAGS = {"lvd1689m": ("LVD-1689M", IMAGENET_STATS), "sat493m": ("SAT-493M", SAT493M_STATS)}
 
 
@@ -107,7 +108,8 @@ def _card(checkpoint: Checkpoint, fitted: Fitted, identity: Mapping[str, Any]) -
         "dropped": fitted.dropped,
         "notes": fitted.notes,
     }
-    return WeightsCard(**{**base, **identity})
+    card = WeightsCard(**{**base, **identity})
+    return replace(card, notes=(*card.notes, _SAMPLED)) if checkpoint.sampled else card
 
 
 def _from_record(record: WeightsRecord, checkpoint: Checkpoint, fitted: Fitted, request: Request) -> WeightsCard:
@@ -142,13 +144,14 @@ def _from_own_metadata(checkpoint: Checkpoint, fitted: Fitted, request: Request)
             f"{asked.name!r} was asked for, but {checkpoint.source} says of itself that it is {written.name}, which "
             f"needs other input statistics. Ask for {written.name!r}, or leave the name out."
         )
+    found = (*fitted.notes, _SAMPLED) if checkpoint.sampled else fitted.notes
     return replace(
         written,
         source=checkpoint.source,
         sha256=checkpoint.sha256,
         dialect=written.dialect if fitted.dialect == "meta" else fitted.dialect,
         dropped=fitted.dropped,
-        notes=(*written.notes, *(note for note in fitted.notes if note not in written.notes)),
+        notes=(*written.notes, *(note for note in found if note not in written.notes)),
     )
 
 
@@ -164,7 +167,8 @@ def _from_claims(checkpoint: Checkpoint, fitted: Fitted, request: Request) -> We
     notes = list(fitted.notes)
     if (record := WEIGHTS.get(f"{fitted.spec.name}-{tag}")) is not None:
         data, licence, licence_url = record.data, record.licence, record.licence_url
-        like = f"named like the released {record.file}, but of other content"
+        differs = "not compared with it" if checkpoint.sampled else "but of other content"
+        like = f"named like the released {record.file}, {differs}"
         what = like if checkpoint.file_name == record.file else "not a released file"
         notes.append(f"{what}; taken for {record.name} or derived from it because of {claims[0][0]}")
     else:

@@ -8,7 +8,7 @@ import importlib.resources
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,17 @@ from densedino.weights.files import Checkpoint, read_checkpoint, tensors_sha256
 from densedino.weights.fitting import Fitted, fit
 from densedino.weights.identity import Request, identify
 from densedino.weights.kept import unpack_kept
+from densedino.weights.packing import dense, unpack_state
 from densedino.weights.sources import cached, download, first_sight
+from densedino.weights.stored import Stored, locate
 from densedino.weights.transfer import REQUEST_FORM, redact
 
 if TYPE_CHECKING:
     from densedino.models.convnext import ConvNeXt
     from densedino.models.vit import VisionTransformer
+    from densedino.weights.packing import Packed
 
-__all__ = ["load_weights", "read_weights"]
+__all__ = ["StoredModel", "load_stored", "load_weights", "read_weights"]
 
 Weights = str | os.PathLike[str] | Mapping[str, Any] | None
 
@@ -44,6 +47,9 @@ def load_weights(
     dtype: torch.dtype | None = None,
 ) -> tuple[VisionTransformer | ConvNeXt, WeightsCard]:
     """Load a backbone strictly, whatever dialect its weights are in.
+
+    Parameters are views of the mapped file: no page of it is read before it is needed, if it has more than 1 GiB. Then
+    the card's hash is of a sample, and matrices are not searched for NaN (a run refuses features that are not finite).
 
     Args:
         name: of `list_weights()` or `list_models()`; None takes it from the weights.
@@ -62,12 +68,8 @@ def load_weights(
         DownloadError: the download gave something else than the whole, right file.
         StateDictError: not these weights, not this architecture, or tensors that do not fit.
     """
-    fitted, card = read_weights(name, weights=weights)
-    _say_once(card)
-    state, dropped = fitted.module_state()
-    model = create_model(fitted.spec, in_chans=fitted.in_chans, device="meta")
-    model.load_state_dict(state, strict=True, assign=True)
-    card = card if card.source == "random" else replace(card, dropped=dropped)
+    fitted, card = read_weights(name, weights=weights, thorough=False)
+    model, card = _module(fitted, card)
     types = {parameter.dtype for parameter in model.parameters()}
     if dtype is None and len(types) > 1:
         dtype = functools.reduce(torch.promote_types, types)
@@ -75,8 +77,48 @@ def load_weights(
     return model.to(device=device, dtype=dtype), card
 
 
-def read_weights(name: str | None, *, weights: Weights) -> tuple[Fitted, WeightsCard]:
+@dataclass(frozen=True)
+class StoredModel:
+    """A backbone whose large tensors are still in their file."""
+
+    model: VisionTransformer | ConvNeXt
+    """Its parameters are views of the mapped file; those that the file has in another form are on the meta device."""
+    tensors: Mapping[str, Stored | Packed]
+    """Every parameter and buffer, by the name that the module has for it."""
+    card: WeightsCard
+
+
+def load_stored(name: str | None = None, *, weights: Weights = None) -> StoredModel:
+    """Find a backbone's tensors without reading the large ones; otherwise as `load_weights`, and as strict.
+
+    Raises:
+        As `load_weights`.
+    """
+    fitted, card = read_weights(name, weights=weights, thorough=False, in_place=True)
+    model, card = _module(fitted, card)
+    whole = {key: value for key, value in model.state_dict().items() if key not in fitted.packed}
+    places = locate({key: fitted.parts.get(key, (value,)) for key, value in whole.items()})
+    return StoredModel(model, {**places, **fitted.packed}, card)
+
+
+def _module(fitted: Fitted, card: WeightsCard) -> tuple[VisionTransformer | ConvNeXt, WeightsCard]:
+    _say_once(card)
+    state, dropped = fitted.module_state()
+    model = create_model(fitted.spec, in_chans=fitted.in_chans, device="meta")
+    model.load_state_dict(state, strict=True, assign=True)
+    return model, card if card.source == "random" else replace(card, dropped=dropped)
+
+
+def read_weights(
+    name: str | None, *, weights: Weights, thorough: bool = True, in_place: bool = False
+) -> tuple[Fitted, WeightsCard]:
     """Find, read, translate, check and identify weights, without building the module. As `load_weights`.
+
+    Args:
+        name: as `load_weights` takes it.
+        weights: likewise.
+        thorough: hash all of the file and look at every number, also if it is large.
+        in_place: leave in parts or packed what is so in the file (`Fitted.parts`, `Fitted.packed`).
 
     The card lists what does not survive the translation; `Fitted.module_state` adds what the module does not take.
     """
@@ -85,17 +127,23 @@ def read_weights(name: str | None, *, weights: Weights) -> tuple[Fitted, Weights
         request, weights = Request.parse(DEFAULT_WEIGHTS), "random"
     if isinstance(weights, str) and weights == "random":
         return _random(request)
-    checkpoint = _open(request, weights)
-    fitted = fit(to_meta(checkpoint.state), kept=unpack_kept(checkpoint.metadata))
+    checkpoint = _open(request, weights, thorough=thorough)
+    state, packed = unpack_state(checkpoint.state, checkpoint.metadata)
+    if not in_place:
+        state, packed = {**state, **{key: dense(value) for key, value in packed.items()}}, {}
+    translation = to_meta(state, join=not in_place)
+    kept = unpack_kept(checkpoint.metadata)
+    complete = thorough or not (in_place or checkpoint.large)
+    fitted = replace(fit(translation, kept=kept, thorough=complete, elsewhere=packed), packed=packed)
     if isinstance(weights, Mapping):  # a module that shares memory with somebody's dict would change under them
         fitted = replace(fitted, tensors={key: value.detach().clone() for key, value in fitted.tensors.items()})
         checkpoint = replace(checkpoint, sha256=tensors_sha256(fitted.tensors))
     return fitted, identify(checkpoint, fitted, request)
 
 
-def _open(request: Request, weights: Weights) -> Checkpoint:
+def _open(request: Request, weights: Weights, *, thorough: bool) -> Checkpoint:
     if weights is None:
-        return _local(request)
+        return _local(request, thorough=thorough)
     if isinstance(weights, Mapping):
         return Checkpoint(weights, source="mapping", sha256="")
     if not isinstance(weights, str | os.PathLike):
@@ -105,24 +153,24 @@ def _open(request: Request, weights: Weights) -> Checkpoint:
         )
     text = os.fspath(weights)
     if text.startswith(("https://", "http://")):
-        return read_checkpoint(download(text), source=redact(text))
+        return read_checkpoint(download(text), source=redact(text), thorough=thorough)
     path = Path(text).expanduser()
     if (repository := hub.hub_id(text)) is not None and (":" in text or not path.exists()):
-        return read_checkpoint(hub.fetch_snapshot(repository), source=f"hf:{repository}")
-    return read_checkpoint(path)
+        return read_checkpoint(hub.fetch_snapshot(repository), source=f"hf:{repository}", thorough=thorough)
+    return read_checkpoint(path, thorough=thorough)
 
 
-def _local(request: Request) -> Checkpoint:
+def _local(request: Request, *, thorough: bool) -> Checkpoint:
     """What this machine has of the weights asked for: embedded, in our cache, in the hub's."""
     if request.name in (None, DEFAULT_WEIGHTS) and (path := _embedded()) is not None:
         return read_checkpoint(path, source="embedded")
     records = [request.record] if request.record else [r for r in WEIGHTS.values() if r.model == request.model]
     for record in records:
         if (path := cached(record.sha256)) is not None:
-            return read_checkpoint(path)
+            return read_checkpoint(path, thorough=thorough)
         for repository in (record.huggingface, record.timm):
             if (path := hub.cached_snapshot(repository)) is not None:
-                return read_checkpoint(path, source=f"hf:{repository}")
+                return read_checkpoint(path, source=f"hf:{repository}", thorough=thorough)
     raise _not_found(request, records[0] if records else None)
 
 
