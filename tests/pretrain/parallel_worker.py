@@ -42,7 +42,7 @@ def build(seed, mode):
     if "recompute" in mode:
         parallel.recompute_blocks(model.student.backbone, how="full" if "full" in mode else "selective")
     if "sharded" in mode:
-        parallel.shard([model.student])
+        parallel.shard([model.student.backbone, model.student.dino_head])
     optimizer = torch.optim.AdamW(model.student.parameters(), lr=0.01, eps=1e-3, fused=True)
     return model, optimizer
 
@@ -52,7 +52,7 @@ def step(model, optimizer, number):
     images = torch.randn(B, 3, 32, 32, generator=g)
     mine = slice(rank() * B // world_size(), (rank() + 1) * B // world_size())
     student = model.student
-    features = student.dino_head(student.backbone(images[mine]))
+    features = student.dino_head(student.backbone.training_features(images[mine])[0])
     logits = features @ parallel.whole(student.dino_head.last_layer.weight).T
     loss = torch.logsumexp(logits * 10, -1).mean()
     loss.backward()

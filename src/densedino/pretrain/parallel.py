@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Partial
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -84,23 +84,18 @@ def blocks_of(backbone: nn.Module) -> list[nn.Module]:
     return [block for stage in stages for block in stage] if stages is not None else list(backbone.blocks)  # type: ignore[arg-type]
 
 
-def shard(networks: Iterable[nn.Module]) -> None:
-    """FSDP2 over all processes, in place: each network (backbone and heads) as a root of its own, each block a unit.
+def shard(parts: Iterable[nn.Module]) -> None:
+    """FSDP2 over all processes, in place: each part (a backbone, a head) is a root of its own, each block a unit.
 
-    `networks` are modules with .backbone and perhaps .dino_head and .ibot_head, or backbones. Parameters become
-    DTensors with the names they had.
+    Parameters become DTensors with the names they had.
     """
-    for network in networks:
-        for part in _parts(network):
-            if hasattr(part, "blocks") or hasattr(part, "stages"):
-                for block in blocks_of(part):
-                    fully_shard(block)
-            fully_shard(part)
-
-
-def _parts(network: nn.Module) -> list[nn.Module]:
-    parts = [getattr(network, name, None) for name in ("backbone", "dino_head", "ibot_head")]
-    return [part for part in parts if isinstance(part, nn.Module)] or [network]
+    for part in parts:
+        if hasattr(part, "training_features"):
+            for block in blocks_of(part):
+                fully_shard(block)
+        fully_shard(part)
+        if hasattr(part, "training_features"):
+            register_fsdp_forward_method(part, "training_features")
 
 
 def whole(weight: Tensor) -> Tensor:
