@@ -202,6 +202,8 @@ class StageConfig:
     start: str = "previous"
     """"previous": the teacher of the stage before, with its heads; "random"; or a backbone's weights with fresh heads:
     a name of `list_weights()` or `list_models()`, or a file, folder, URL or hub id of such weights."""
+    inflate: Literal["mean", "copy", "zero"] = "mean"
+    """How such weights get the run's number of channels, if theirs is another (`densedino.pretrain.starting`)."""
 
     def __post_init__(self) -> None:
         _within(self, 1, FOREVER, "steps", "batch_size")
@@ -299,7 +301,7 @@ class MonitorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole run. `densedino.pretrain.contradictions.validate` tells what in it does not go together."""
+    """A whole run. `densedino.pretrain.contradictions` tells what in it does not go together."""
 
     model: str | ViTSpec | ConvNeXtSpec
     """A name of `list_models()`, or a specification of one's own."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from densedino.distributed import all_reduce, world_size
 from densedino.errors import InputError
 from densedino.pretrain.gram import refresh
+from densedino.pretrain.meters import demand_entropy
 from densedino.pretrain.optim import clip_gradients, set_hyperparameters, update_ema
 from densedino.pretrain.parallel import average_gradients, whole
 from densedino.pretrain.passes import Passes, Precision, make_targets
@@ -126,6 +127,8 @@ class StepReport:
     """If not finite: the samples of this process whose crops are not finite, or else those of the micro-batches whose
     loss is not."""
     gram_refreshed: bool = False
+    prototype_entropy: dict[str, float] = field(default_factory=dict)
+    """"dino" and "ibot": how evenly the teacher asked for prototypes before they were balanced, 0 to 1."""
     features: dict[str, Tensor]
     """"student_cls" and "teacher_cls", each [G, b, D] fp32 on the device: CLS of this process's global crops."""
 
@@ -171,6 +174,11 @@ def train_step(
     """
     batches = [batches] if isinstance(batches, Batch) else list(batches)
     gram = stage.losses.gram
+    if gram is not None and gram.source == "checkpoint" and state.gram_teacher is None:
+        raise InputError(
+            "the stage has a Gram teacher but the state has none. Begin the stage with"
+            " densedino.pretrain.starting.begin_stage, or call state.set_gram_teacher(backbone)."
+        )
     refreshed = gram is not None and refresh(state, gram, step=step)
     state.train()
     optimizer.zero_grad(set_to_none=True)
@@ -195,7 +203,9 @@ def train_step(
         state.student, state.teacher, optimizer, batches, losses=losses, values=values, clip=stage.optimizer.clip
     )
     features = {"student_cls": cls, "teacher_cls": torch.cat([target.cls for target in targets], dim=1)}
-    return replace(report, gram_refreshed=refreshed, features=features)
+    asked = {"dino": targets[0].dino, "ibot": targets[0].ibot}  # the bias is that of the whole batch
+    entropy = {name: demand_entropy(part.bias) for name, part in asked.items() if len(part)}
+    return replace(report, gram_refreshed=refreshed, features=features, prototype_entropy=entropy)
 
 
 def finish_step(
