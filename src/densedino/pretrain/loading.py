@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import threading
 import warnings
 from collections import deque
 from contextlib import contextmanager
@@ -152,6 +153,7 @@ class Loader:
             num_workers=self.workers,
             prefetch_factor=max(1, -(-self._prefetch * per_batch // self.workers)) if self.workers else None,
             multiprocessing_context=worker_context() if self.workers else None,
+            worker_init_fn=_end_with_parent,
             generator=torch.Generator(),  # or it draws from the one that all share
         )
         try:
@@ -306,6 +308,21 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _end_with_parent(worker: int) -> None:
+    """End this worker when the process that trains is gone, even by kill -9.
+
+    PyTorch's workers look whether their parent process lives; that is the fork server, which waits for its workers.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name=f"watch of worker {worker}", daemon=True).start()
 
 
 def worker_context() -> Any:
