@@ -9,6 +9,7 @@ DenseDinoError
 │   ├── DownloadError                expired URL, HTML instead of weights, truncated, wrong hash
 │   └── StateDictError               tensors that do not fit the architecture
 ├── StoreError (RuntimeError)        a feature store that cannot be read or must not be written
+├── TrainingError (RuntimeError)     a run that cannot go on
 └── MissingExtraError (ImportError)  an optional dependency that is not installed; names the pip command
 
 UntrainedWarning (UserWarning)       the default weights are random numbers: features are noise
@@ -31,6 +32,7 @@ __all__ = [
     "MissingExtraError",
     "StateDictError",
     "StoreError",
+    "TrainingError",
     "UnknownNameError",
     "UntrainedWarning",
     "WeightsError",
@@ -81,6 +83,10 @@ class StateDictError(WeightsError):
 
 class StoreError(DenseDinoError, RuntimeError):
     """A feature store that cannot be read or must not be written."""
+
+
+class TrainingError(DenseDinoError, RuntimeError):
+    """A run that cannot go on as it is."""
 
 
 class MissingExtraError(DenseDinoError, ImportError):
