@@ -5,13 +5,13 @@ Shapes: B images, N tokens (prefix tokens first), D embed_dim, H heads.
 
 from __future__ import annotations
 
-import platform
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densedino.models import kernels
 from densedino.models.rope import rotate
 
 if TYPE_CHECKING:
@@ -33,19 +33,21 @@ __all__ = [
     "residual",
 ]
 
-# PyTorch sends fp32 `F.linear` on x86 to MKL, which uses half of an AMD core; oneDNN, in the same wheel, does not.
-# Its operator is the one that TorchInductor emits. It has no gradient, so only inference takes it. In float32 it sums
-# in another order than MKL; in the wide models that adds up to more than 1e-5 between implementations, so those stay.
-_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine().lower() in {"x86_64", "amd64"}
+
+def _in_bf16() -> bool:
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def _is_plain_inference() -> bool:
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
+# PyTorch sends fp32 `F.linear` on x86 to MKL, which uses half of an AMD core; oneDNN, in the same wheel, does not.
+# Its operator is the one that TorchInductor emits. It has no gradient: training has `kernels`. In float32 it sums in
+# another order than MKL; in the wide models that adds up to more than 1e-5 between implementations, so those stay.
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        _ONEDNN
+        kernels.HAS_ONEDNN
         and _is_plain_inference()
         and x.device.type == "cpu"
         and (weight.dtype == torch.bfloat16 or (weight.dtype == torch.float32 and min(weight.shape) < 1024))
@@ -69,10 +71,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` through `linear`."""
+    """`nn.Linear` through `linear`, and in training on a CPU through its kernel."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.Linear's name)
         """[..., in_features] -> [..., out_features]."""
+        if self.training and torch.is_grad_enabled() and kernels.fit(self, input) and not _in_bf16():
+            return kernels.linear(input, self.weight, self.bias)
         return linear(input, self.weight, self.bias)
 
 
@@ -238,8 +242,89 @@ class Block(nn.Module):
         self.mlp = (Mlp if ffn == "mlp" else GatedMlp)(dim, hidden_dim)
         self.ls2 = LayerScale(dim)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], kept: Sequence[Kept] | None = None) -> Tensor:
-        """[B, N, D] -> [B, N, D]; `kept`: stochastic depth of the two branches."""
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        kept: Sequence[Kept] | None = None,
+        *,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """[B, N, D] -> [B, N, D].
+
+        Args:
+            x: tokens.
+            rope: tables of the grid.
+            kept: stochastic depth of the two branches.
+            rows: [M] int64, of the B·N tokens: those that are wanted, as [M, D]. All of them for None.
+        """
+        wanted = rows is not None or (self.training and torch.is_grad_enabled()) or _in_bf16()
+        if wanted and kernels.fit(self, x) and all(type(m) in _WITH_KERNELS for m in self.modules() if m is not self):
+            return self._by_kernels(x, rope, kept, rows)
         first, second = kept or (None, None)
         x = residual(x, lambda x: self.ls1(self.attn(self.norm1(x), rope)), first)
-        return residual(x, lambda x: self.ls2(self.mlp(self.norm2(x))), second)
+        x = residual(x, lambda x: self.ls2(self.mlp(self.norm2(x))), second)
+        return x if rows is None else x.flatten(0, 1)[rows]
+
+    def _by_kernels(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], kept: Sequence[Kept] | None, rows: Tensor | None
+    ) -> Tensor:
+        first, second = kept or (None, None)
+        x = x.float()
+        (B, N, _), attn, mlp = x.shape, self.attn, self.mlp
+        assert isinstance(mlp, Mlp)
+        tokens = x.flatten(0, 1) if rows is None else x.flatten(0, 1)[rows]
+        if first is None or len(first.samples):
+            bias = None if attn.qkv.bias is None else attn.qkv.bias * attn.qkv.bias_mask
+            seen = x if first is None else x.index_select(0, first.samples)
+            branch = kernels.attend(
+                seen, self.norm1, attn.qkv.weight, bias, rope=rope, num_heads=attn.num_heads
+            ).flatten(0, 1)
+            places, source = (None, rows) if first is None else _kept_rows(first.samples, B, N, rows)
+            branch = branch if source is None else branch[source]
+            out = kernels.add_linear(
+                _take(tokens, places),
+                branch,
+                attn.proj.weight,
+                attn.proj.bias,
+                self.ls1.gamma,
+                scale=1.0 if first is None else first.scale,
+            )
+            tokens = _put(tokens, places, out)
+        if second is None or len(second.samples):
+            places = None if second is None else _kept_rows(second.samples, B, N, rows)[0]
+            out = kernels.add_mlp(
+                _take(tokens, places),
+                self.norm2,
+                mlp.fc1,
+                mlp.fc2,
+                self.ls2.gamma,
+                scale=1.0 if second is None else second.scale,
+            )
+            tokens = _put(tokens, places, out)
+        return tokens if rows is not None else tokens.view_as(x)
+
+
+_WITH_KERNELS = frozenset({nn.LayerNorm, Attention, MaskedBiasLinear, Linear, Mlp, LayerScale})
+
+
+def _kept_rows(samples: Tensor, B: int, N: int, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Where the tokens of kept samples stand among the wanted `rows` of B·N, and among the tokens of those samples.
+
+    The latter is None if it is all of them in order.
+    """
+    if rows is None:
+        return (samples[:, None] * N + torch.arange(N, device=samples.device)).flatten(), None
+    number = samples.new_full((B,), -1)
+    number[samples] = torch.arange(len(samples), device=samples.device)
+    sample = number[rows // N]
+    places = (sample >= 0).nonzero()[:, 0]
+    return places, sample[places] * N + rows[places] % N
+
+
+def _take(tokens: Tensor, places: Tensor | None) -> Tensor:
+    return tokens if places is None else tokens.index_select(0, places)
+
+
+def _put(tokens: Tensor, places: Tensor | None, new: Tensor) -> Tensor:
+    return new if places is None else tokens.index_copy(0, places, new)

@@ -72,7 +72,7 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     middle = [1] * (x.ndim - 3)
     cos, sin = (table.view(x.shape[1], *middle, table.shape[-1]) for table in rope)
     half = sin.shape[-1]
-    source = x.float()
+    source = x.to(torch.promote_types(x.dtype, torch.float32))
     out = source * cos  # then in place on its halves: least memory traffic, which is what a rotation costs
     out[..., :half] -= source[..., half:] * sin
     out[..., half:] += source[..., :half] * sin

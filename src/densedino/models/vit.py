@@ -6,6 +6,7 @@ Token order: CLS, registers ("storage tokens"), patches row by row.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, overload
 
 import torch
@@ -136,8 +137,10 @@ class VisionTransformer(nn.Module):
         prefix = [self.cls_token, self.storage_tokens] if self.num_register_tokens else [self.cls_token]
         return torch.cat([*(t.to(patches.dtype).expand(x.shape[0], -1, -1) for t in prefix), patches], dim=1)
 
-    def _block_outputs(self, x: Tensor, masks: Tensor | None = None, draws: Draws | None = None) -> Iterator[Tensor]:
-        """Tokens [B, 1 + R + N, D] after each block, before the final norm."""
+    def _block_outputs(
+        self, x: Tensor, masks: Tensor | None = None, draws: Draws | None = None, *, last_rows: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Tokens [B, 1 + R + N, D] after each block, before the final norm; of the last only `last_rows`, if given."""
         height, width = self.grid_size(x)
         tokens = self._embed(x, masks)
         warps, kept = (draws.warps, draws.kept) if draws is not None else ((), ())
@@ -145,7 +148,8 @@ class VisionTransformer(nn.Module):
         for number, block in enumerate(self.blocks):
             if number and len(warps) > 1:
                 rope = self.rope_embed(height, width, x.device, warp=warps[number])
-            tokens = block(tokens, rope, kept[2 * number : 2 * number + 2] or None)
+            rows = last_rows if number == self.depth - 1 else None
+            tokens = block(tokens, rope, kept[2 * number : 2 * number + 2] or None, rows=rows)
             yield tokens
 
     def _features(self, x: Tensor, masks: Tensor | None, *, local: bool) -> dict[str, Tensor | None]:
@@ -183,10 +187,16 @@ class VisionTransformer(nn.Module):
             patches: [M] int64, rows of the B·N patch tokens; the tokens are then [M, D]. All of them, [B, N, D], for
                 None.
         """
-        *_, prenorm = self._block_outputs(x, masks, draws)
-        cls, tokens = prenorm[:, 0], prenorm[:, 1 + self.num_register_tokens :]
         norm = self.local_cls_norm if local and self.local_cls_norm is not None else self.norm
-        return norm(cls), self.norm(tokens if patches is None else tokens.flatten(0, 1)[patches])
+        first = 1 + self.num_register_tokens
+        if patches is None:
+            *_, prenorm = self._block_outputs(x, masks, draws)
+            return norm(prenorm[:, 0]), self.norm(prenorm[:, first:])
+        B, N = len(x), math.prod(self.grid_size(x))
+        image, place = patches // N, patches % N
+        rows = torch.cat([torch.arange(B, device=x.device) * (first + N), image * (first + N) + first + place])
+        *_, prenorm = self._block_outputs(x, masks, draws, last_rows=rows)
+        return norm(prenorm[:B]), self.norm(prenorm[B:])
 
     @overload
     def forward_features(self, x: Tensor, masks: Tensor | None = None) -> dict[str, Tensor | None]: ...

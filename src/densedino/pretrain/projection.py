@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densedino.models.layers import Linear
+
 __all__ = ["ProjectionHead"]
 
 
@@ -35,7 +37,7 @@ class ProjectionHead(nn.Module):
         widths = [embed_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
-            layers += [nn.Linear(before, after), nn.GELU()]
+            layers += [Linear(before, after), nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
         self.last_layer = nn.Linear(bottleneck_dim, num_prototypes, bias=False)
         self.init_weights()
