@@ -40,8 +40,9 @@ def knn_vote(
     """Class of each query [n, D] by a vote of its k nearest in the bank [m, D] by cosine: int64 [n].
 
     Args:
-        queries: features, normalised here.
-        bank: labelled features, normalised here.
+        queries: features, normalised here. Give float64 where features may hardly differ, as those of an untrained
+            model: cosines within 1e-7 of 1 are all the same in float32.
+        bank: labelled features of the same type, normalised here.
         labels: [m] int64, 0 to C − 1.
         num_classes: C.
         k: votes; at most m are used.
@@ -57,10 +58,10 @@ def knn_vote(
             f"a bank of {len(bank)} features with {len(labels)} labels for {num_classes} classes: there must be at "
             f"least one, one label for each, from 0 to {num_classes - 1}."
         )
-    bank = F.normalize(bank.float(), dim=-1)
+    bank = F.normalize(bank, dim=-1)
     winners = []
     for part in queries.split(block):
-        cosines, places = (F.normalize(part.float(), dim=-1) @ bank.T).topk(min(k, len(bank)))
+        cosines, places = (F.normalize(part, dim=-1) @ bank.T).topk(min(k, len(bank)))
         voted = labels[places]
         weights = torch.ones_like(cosines) if temperature is None else ((cosines - 1) / temperature).exp()
         votes = cosines.new_zeros(len(part), num_classes).double().scatter_add_(1, voted, weights.double())
