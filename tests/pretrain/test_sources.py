@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from densedino.errors import ImageError, InputError, MissingExtraError
-from densedino.pretrain.loading import worker_context
 from densedino.pretrain.settings import DataConfig, SourceConfig
 from densedino.pretrain.sources import Pictures, open_source, open_sources
+from densedino.pretrain.workers import worker_context
 
 
 @pytest.fixture

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import pickle
-import threading
 import warnings
 from collections import deque
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,8 +22,10 @@ from densedino.pretrain.masking import draw_masks
 from densedino.pretrain.sampling import Sampler, choose
 from densedino.pretrain.settings import DataConfig
 from densedino.pretrain.step import Batch
+from densedino.pretrain.workers import default_workers, end_with_parent, one_thread, worker_context
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from densedino.pretrain.settings import Resolution, StageConfig
     from densedino.pretrain.sources import Source
 
-__all__ = ["Loader", "resolution_of", "worker_context"]
+__all__ = ["Loader", "resolution_of"]
 
 CHUNK = 32
 """Most pictures that a worker hands over at once: it holds them twice while it stacks them."""
@@ -105,7 +104,7 @@ class Loader:
         self.places = range(rank * share, (rank + 1) * share)
         """Of the global batch, this process's."""
         self.steps = range(stage.steps) if steps is None else steps
-        self.workers = _default_workers() if data.workers is None else data.workers
+        self.workers = default_workers() if data.workers is None else data.workers
         self.failures: dict[str, str] = {}
         """Why pictures could not be used, by name, of the batches that were yielded."""
         self._prefetch = data.prefetch
@@ -122,12 +121,15 @@ class Loader:
         Raises:
             ImageError: too many pictures are unreadable.
         """
-        parts: list[Batch] = []
-        for chunk in self._start():
-            parts.append(self._checked(chunk))
-            if parts[-1].places.stop == self.places.stop:
-                yield _joined(parts)
-                parts = []
+        batches = self._batches(self._start())
+        if not self.workers:
+            yield from batches
+            return
+        with ThreadPoolExecutor(1) as thread:  # puts the next batch together while this one is trained on
+            following = thread.submit(next, batches, None)
+            while (batch := following.result()) is not None:
+                following = thread.submit(next, batches, None)
+                yield batch
 
     def write_quarantine(self, folder: str | os.PathLike[str]) -> int:
         """Append what has failed since the last call to `quarantine.jsonl` in `folder`; returns how many."""
@@ -153,7 +155,7 @@ class Loader:
             num_workers=self.workers,
             prefetch_factor=max(1, -(-self._prefetch * per_batch // self.workers)) if self.workers else None,
             multiprocessing_context=worker_context() if self.workers else None,
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=end_with_parent,
             generator=torch.Generator(),  # or it draws from the one that all share
         )
         try:
@@ -166,6 +168,14 @@ class Loader:
                 f"the sources ({kinds}) cannot be sent to worker processes: {error}. Set workers=0, or define them in "
                 "a module, without lambdas and open files."
             ) from error
+
+    def _batches(self, chunks: Iterator[_Chunk]) -> Iterator[Batch]:
+        parts: list[Batch] = []
+        for chunk in chunks:
+            parts.append(self._checked(chunk))
+            if parts[-1].places.stop == self.places.stop:
+                yield _joined(parts)
+                parts = []
 
     def _checked(self, chunk: _Chunk) -> Batch:
         """The part of a batch, once it is noted what could not be used."""
@@ -221,7 +231,7 @@ class _Chunks(Dataset[_Chunk]):
         samples: list[Crops] = []
         names: list[str] = []
         tried: list[tuple[str, str]] = []
-        with _one_thread():
+        with one_thread():
             for place in places:
                 image = self._read(step, place, tried)
                 if image is None:
@@ -273,68 +283,37 @@ def _diagnosis(failed: list[tuple[str, str]], tried: int) -> str:
 
 
 def _joined(parts: list[Batch]) -> Batch:
-    """One batch of its parts: of tensors [·, b, …], the whole [·, B, …]."""
-    if len(parts) == 1:
-        return parts[0]
-    crops = [part.crops for part in parts]
-    gram = [c.gram_crops for c in crops if c.gram_crops is not None]
-    offsets = [c.offsets for c in crops if c.offsets is not None]
+    """One batch of its parts, in memory that a GPU can fetch from by itself where there is one."""
+
+    def join(name: str) -> Tensor | None:
+        tensors = [x for part in parts if (x := getattr(part.crops, name)) is not None]
+        return _cat(tensors) if tensors else None
+
+    global_crops, local_crops = join("global_crops"), join("local_crops")
+    assert global_crops is not None
+    assert local_crops is not None
     return Batch(
         crops=Crops(
-            global_crops=torch.cat([c.global_crops for c in crops], dim=1),
-            local_crops=torch.cat([c.local_crops for c in crops], dim=1),
-            gram_crops=torch.cat(gram, dim=1) if gram else None,
-            offsets=torch.cat(offsets, dim=1) if offsets else None,
+            global_crops=global_crops,
+            local_crops=local_crops,
+            gram_crops=join("gram_crops"),
+            offsets=join("offsets"),
         ),
-        masks=torch.cat([part.masks for part in parts], dim=1),
+        masks=_cat([part.masks for part in parts]),
         sample_ids=tuple(name for part in parts for name in part.sample_ids),
         places=range(parts[0].places.start, parts[-1].places.stop),
     )
 
 
+def _cat(tensors: list[Tensor]) -> Tensor:
+    """Of parts [·, b, …], the whole [·, B, …]."""
+    pinned = torch.cuda.is_available()
+    if len(tensors) == 1:
+        return tensors[0].pin_memory() if pinned else tensors[0]
+    first = tensors[0]
+    shape = (len(first), sum(tensor.shape[1] for tensor in tensors), *first.shape[2:])
+    return torch.cat(tensors, dim=1, out=torch.empty(shape, dtype=first.dtype, pin_memory=pinned))
+
+
 def _as_it_is(chunk: Any) -> Any:
     return chunk
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: with several, sums are added in another order, and batches would differ in a bit."""
-    before = torch.get_num_threads()
-    if before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _end_with_parent(worker: int) -> None:
-    """End this worker when the process that trains is gone, even by kill -9.
-
-    PyTorch's workers look whether their parent process lives; that is the fork server, which waits for its workers.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name=f"watch of worker {worker}", daemon=True).start()
-
-
-def worker_context() -> Any:
-    """How to start fresh processes: one imports PyTorch, the others are forks of that one, which has no threads."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _default_workers() -> int:
-    """Half of the cores that this process may use, shared with the other processes of this machine; 1 to 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // 2))
