@@ -19,6 +19,7 @@ __all__ = ["VERBS", "main"]
 VERBS = {
     "extract": "images, folders, lists, videos in; dense features on disk out; resumable",
     "view": "pictures of features: PCA colours, similarity to a patch, attention",
+    "pretrain": "images in; a backbone of your own out, without labels; goes on after any interruption",
     "models": "list the architectures",
     "weights": "list the weights, or convert a checkpoint between dialects",
     "doctor": "check this installation, and your weights against golden values",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from densedino.pretrain.schedules import Schedule
-    from densedino.pretrain.settings import GramConfig, RunConfig, StageConfig
+    from densedino.pretrain.settings import GramConfig, Resolution, RunConfig, StageConfig
     from densedino.pretrain.sources import Source
 
 __all__ = ["channel_statistics", "with_batch_size", "with_channels", "with_steps"]
@@ -66,9 +66,11 @@ def with_channels(
         rgb: the channels that are red, green and blue, or None.
     """
 
+    def changed(old: Resolution) -> Resolution:
+        return replace(old, crops=replace(old.crops, mean=tuple(mean), std=tuple(std), rgb=rgb))
+
     def stage(old: StageConfig) -> StageConfig:
-        changed = {"mean": tuple(mean), "std": tuple(std), "rgb": rgb}
-        return replace(old, resolutions=tuple(replace(r, crops=replace(r.crops, **changed)) for r in old.resolutions))
+        return replace(old, resolutions=tuple(map(changed, old.resolutions)))
 
     return replace(config, in_chans=len(mean), stages=tuple(map(stage, config.stages)))
 
