@@ -116,9 +116,10 @@ def describe(plan: Plan) -> list[str]:
     ]
     for number, planned in enumerate(plan.stages, start=1):
         lines += _describe_stage(number, planned, config, plan.processes)
-    total = None if plan.rate is None else sum(p.seconds or 0.0 for p in plan.stages)
+    seconds = "" if plan.rate is None else f"{_about(sum(p.seconds or 0.0 for p in plan.stages))}; "
+    memory = max(planned.memory for planned in plan.stages)
     lines += [
-        f"takes      {'' if total is None else f'{_about(total)}; '}at most about {_size(max(p.memory for p in plan.stages))} of memory a process",
+        f"takes      {seconds}at most about {_size(memory)} of memory a process",
         f"writes     {plan.output}/: metrics.jsonl, report.html, snapshots of about {_size(plan.snapshot_bytes)}"
         f" (every {config.snapshots.every:,} steps, {config.snapshots.keep} kept), in the end model.safetensors",
     ]
