@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,9 @@ def end_with_parent(worker: int) -> None:
     """End this worker when the process that trains is gone, even by kill -9.
 
     PyTorch's workers look whether their parent process lives; that is the fork server, which waits for its workers.
+    Until then it reads: an interrupt, which a terminal sends to all, is the training process's to answer.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
