@@ -18,6 +18,12 @@ def test_texts_come_back(texts: list[str]) -> None:
     assert list(PackedText.of(packed.data.numpy(), packed.ends.numpy())) == texts
 
 
+@given(st.lists(st.lists(st.text(alphabet="aü/")), min_size=1))
+def test_lists_are_put_one_after_another(lists: list[list[str]]) -> None:
+    whole = PackedText.concatenated([PackedText(texts) for texts in lists])
+    assert list(whole) == [text for texts in lists for text in texts]
+
+
 def test_names_that_are_no_utf8_come_back() -> None:
     name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
     packed = PackedText(["", name, "ü"])

@@ -115,14 +115,14 @@ def header(name: bytes, size: bytes) -> bytes:
 def test_sizes_that_lie_are_refused(tmp_path: Path, size: bytes) -> None:
     good = header(b"good.png", b"00000000000\0")
     (tmp_path / "0.tar").write_bytes(good + header(b"bad.png", size) + bytes(1024))
-    with pytest.raises(InputError, match=r"damaged or incomplete after 'good.png', file 1 in it"):
+    with pytest.raises(InputError, match=r"damaged or incomplete after 'good.png' "):
         index_shard(tmp_path / "0.tar")
 
 
 def test_damaged_shards_are_refused_before_training(tmp_path: Path) -> None:
     whole = write_shard(tmp_path / "0.tar", {f"{i}.png": png(i) for i in range(9)}).read_bytes()
     (tmp_path / "0.tar").write_bytes(whole[: 512 * 9 + 100])
-    with pytest.raises(InputError, match=r"0.tar' is damaged or incomplete after '\d.png', .* or leave it out"):
+    with pytest.raises(InputError, match=r"0.tar' is damaged or incomplete after '\d.png' .* or leave it out"):
         Shards([tmp_path / "0.tar"])
     (tmp_path / "1.tar").write_bytes(b"<html>404</html>" * 100)
     with pytest.raises(InputError, match="is no tar archive"):

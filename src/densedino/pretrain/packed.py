@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -33,6 +33,15 @@ class PackedText:
         packed = cls(())
         packed.data, packed.ends = torch.from_numpy(data), torch.from_numpy(ends)
         return packed
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[PackedText]) -> PackedText:
+        """The texts of several, one after another."""
+        sizes = [int(part.ends[-1]) if len(part) else 0 for part in parts]
+        starts = np.cumsum([0, *sizes])
+        data = [part.data.numpy()[:size] for part, size in zip(parts, sizes, strict=True)]
+        ends = [part.ends.numpy() + start for part, start in zip(parts, starts, strict=False)]
+        return cls.of(np.concatenate([*data, np.zeros(1, np.uint8)]), np.concatenate(ends))
 
     def __len__(self) -> int:
         return len(self.ends)

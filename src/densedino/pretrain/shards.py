@@ -8,12 +8,12 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
-import itertools
 import os
 import re
 import tarfile
 import zipfile
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,8 +38,16 @@ INDEX_VERSION = 1
 
 MAX_EXPANSIONS = 1_000_000
 
-Index = tuple[list[str], "NDArray[np.int64]"]
-"""Names of the pictures in a shard, and [n, 2]: the byte at which each begins, and how many it has."""
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShardIndex:
+    """The pictures in a shard."""
+
+    names: PackedText
+    places: NDArray[np.int64]
+    """[n, 2]: the byte at which each picture begins, and how many it has."""
+    others: PackedText
+    """Extensions of the files that are no pictures."""
 
 
 class NamedBytes(io.BytesIO):
@@ -59,20 +67,15 @@ class Shards:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         indices = [_cached_index(path) for path in paths]
-        pictures = [[_is_picture(name) for name in names] for names, _ in indices]
         self._paths = [path.absolute() for path in paths]
         """Read from by workers, whose working folder may be another."""
         self._labels = [str(path) for path in paths]
-        self._names = PackedText(
-            name for (names, _), keep in zip(indices, pictures, strict=True) for name in itertools.compress(names, keep)
-        )
-        self._places = torch.from_numpy(
-            np.concatenate([places[np.array(k, bool)] for (_, places), k in zip(indices, pictures, strict=True)])
-        )
-        counts = [sum(keep) for keep in pictures]
+        self._names = PackedText.concatenated([index.names for index in indices])
+        self._places = torch.from_numpy(np.concatenate([index.places for index in indices]))
+        counts = [len(index.names) for index in indices]
         self._shard = torch.from_numpy(np.repeat(np.arange(len(paths), dtype=np.int32), counts))
         if not len(self._names):
-            found = sorted({_extension(name) for names, _ in indices for name in names})
+            found = sorted({extension for index in indices for extension in index.others})
             raise InputError(
                 f"no pictures in {len(paths)} tar shards from {self._labels[0]!r} on. Their files have the extensions "
                 f"{found[:20]}; a picture's is all that follows the first dot: {' '.join(sorted(IMAGE_SUFFIXES))}."
@@ -154,14 +157,16 @@ def expand_braces(pattern: str) -> Iterator[str]:
         yield from expand_braces(pattern[: found.start()] + middle + pattern[found.end() :])
 
 
-def index_shard(path: Path) -> Index:
-    """Find every regular file in an uncompressed tar archive, reading its headers only.
+def index_shard(path: Path) -> ShardIndex:
+    """Find the pictures in an uncompressed tar archive, reading its headers only.
 
     Raises:
         InputError: no tar archive, or a damaged or incomplete one.
     """
     names: list[str] = []
     places: list[tuple[int, int]] = []
+    others: dict[str, None] = {}
+    latest = ""
     end, last = path.stat().st_size, -1
     try:
         with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
@@ -169,22 +174,27 @@ def index_shard(path: Path) -> Index:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep a million of them
                 if member.offset <= last or member.size < 0 or member.offset_data + member.size > end:
                     raise tarfile.ReadError(f"{member.name!r} does not lie inside the archive")
-                last = member.offset
-                if member.isreg() and not member.issparse():
+                last, latest = member.offset, member.name
+                if not member.isreg() or member.issparse():
+                    continue
+                if _is_picture(member.name):
                     names.append(member.name)
                     places.append((member.offset_data, member.size))
+                else:
+                    others[_extension(member.name)] = None
     except ImageError as error:
         raise InputError(str(error)) from error
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
-        if places:
-            what = f"is damaged or incomplete after {names[-1]!r}, file {len(names):,} in it"
-        else:
-            what = "is no tar archive, or a damaged or compressed one"
+        what = f"is damaged or incomplete after {latest!r}" if latest else "is no tar archive, or a compressed one"
         raise InputError(f"{str(path)!r} {what} ({error}). Fetch it again, or leave it out.") from error
-    return names, np.array(places, dtype=np.int64).reshape(-1, 2)
+    return ShardIndex(
+        names=PackedText(names),
+        places=np.array(places, dtype=np.int64).reshape(-1, 2),
+        others=PackedText(list(others)[:100]),
+    )
 
 
-def _cached_index(path: Path) -> Index:
+def _cached_index(path: Path) -> ShardIndex:
     """The index of a shard, from the cache if the file is what it was."""
     try:
         status = path.stat()
@@ -194,23 +204,33 @@ def _cached_index(path: Path) -> Index:
     cached = cache_dir() / "shards" / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}.npz"
     try:
         with cached.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return list(PackedText.of(stored["data"], stored["ends"])), stored["places"]
+            return ShardIndex(
+                names=PackedText.of(stored["names"], stored["name_ends"]),
+                places=stored["places"],
+                others=PackedText.of(stored["others"], stored["other_ends"]),
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # none yet, or not a whole one
         pass
-    names, places = index_shard(path)
-    packed = PackedText(names)
+    index = index_shard(path)
     try:
         with atomic_path(cached) as scratch:
-            np.savez(scratch, data=packed.data.numpy(), ends=packed.ends.numpy(), places=places)
+            np.savez(
+                scratch,
+                names=index.names.data.numpy(),
+                name_ends=index.names.ends.numpy(),
+                places=index.places,
+                others=index.others.data.numpy(),
+                other_ends=index.others.ends.numpy(),
+            )
     except OSError:  # a cache that cannot be written to: the index is made again next time
         pass
-    return names, places
+    return index
 
 
 def _extension(name: str) -> str:
     """What follows the first dot of the last part of a name, as WebDataset has it."""
-    return PurePosixPath(name).name.partition(".")[2].lower()
+    return name.rpartition("/")[2].partition(".")[2].lower()
 
 
 def _is_picture(name: str) -> bool:
-    return not PurePosixPath(name).name.startswith(".") and f".{_extension(name)}" in IMAGE_SUFFIXES
+    return not name.rpartition("/")[2].startswith(".") and f".{_extension(name)}" in IMAGE_SUFFIXES
