@@ -240,7 +240,8 @@ def finish_step(
             optimizer, lr=values.lr, weight_decay=values.weight_decay, last_layer_lr=values.last_layer_lr
         )
         optimizer.step()
-        update_ema(teacher, student, momentum=values.momentum)
+        for part in student.parts().keys() - ({"backbone"} if values.frozen_backbone else set()):
+            update_ema(teacher.parts()[part], student.parts()[part], momentum=values.momentum)
     optimizer.zero_grad(set_to_none=True)
     return StepReport(
         losses=dict(zip(losses[0], means.tolist(), strict=True)),
