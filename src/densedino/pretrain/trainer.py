@@ -308,6 +308,7 @@ class _Run:
                 "epoch": round(self._images() / sum(map(len, self.sources)), 4),
                 "finite": report.finite,
                 "losses": report.losses,
+                "prototype_entropy": report.prototype_entropy,
                 "grad_norms": report.gradient_norms,
                 "values": asdict(report.values),
                 "images_per_second": round(images / seconds, 3),
