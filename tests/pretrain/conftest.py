@@ -31,7 +31,7 @@ def run_folder(tmp_path: Path) -> Path:
                 "images": 8 * step,
                 "images_per_second": 20.0,
                 "losses": {"total": None if step == 500 else 10 * math.exp(-step / 300), "dino": 5.0},
-                "gradient_norms": {"backbone": 1.0 + step % 7},
+                "grad_norms": {"backbone": 1.0 + step % 7},
                 "values": {"lr": 1e-3 * step / 1200},
                 "prototype_entropy": {"dino": 0.8},
             }

@@ -169,7 +169,7 @@ def _drift_map(drifts: Drifts) -> str:
 def _picture(image: Image.Image, alt: str, *, webp: bool = False) -> str:
     buffer = io.BytesIO()
     if webp:
-        image.resize((224, 224), Image.Resampling.BICUBIC).save(buffer, format="WEBP", quality=82)
+        image.resize((168, 168), Image.Resampling.BICUBIC).save(buffer, format="WEBP", quality=85, method=1)
     else:
         image.save(buffer, format="PNG")
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -92,7 +92,7 @@ def panels(run: RunData) -> list[Panel]:
     ]
     losses = each("losses", "{} loss")
     losses += each("prototype_entropy", "Prototype entropy, {}", "of 1; near 0: few prototypes are used")
-    steps = each("gradient_norms", "Gradient norm, {}", "before clipping", log=True) + each("values", "{}", floor=0)
+    steps = each("grad_norms", "Gradient norm, {}", "before clipping", log=True) + each("values", "{}", floor=0)
     steps += each("images_per_second", "Images per second", floor=0)
     found = [
         Panel(title="Does it learn?", text="The teacher, measured on the same images at every look.", charts=learn),

@@ -33,7 +33,7 @@ def write_report(run: str | os.PathLike[str]) -> Path:
     data = read_run(Path(run))
     found, shown = verdicts(data), panels(data)
     with atomic_path(data.folder / "report.png") as path:
-        draw_poster(data, found, shown).save(path, format="PNG")
+        draw_poster(data, found, shown).save(path, format="PNG", compress_level=3)
     page = data.folder / "report.html"
     with atomic_path(page) as path:
         path.write_text(render_page(data, found, shown), encoding="utf-8")
