@@ -92,6 +92,17 @@ def test_any_values_can_be_drawn(values: list[float], log: bool) -> None:
     assert paint(chart).width == 2 * WIDTH
 
 
+def test_numbers_on_an_axis_differ_and_noise_does_not_fill_it() -> None:
+    def labels(chart: Chart) -> list[str]:
+        found = ElementTree.fromstring(svg(chart)).iter("text")
+        return [str(t.text) for t in found if t.get("text-anchor") == "end"]
+
+    fine = labels(Chart(title="t", series=[line([0.1402, 0.1418])], span=(0, 1)))
+    assert len(set(fine)) == len(fine) > 2
+    (path,) = polylines(Chart(title="t", series=[line([0.5, 0.500001])], span=(0, 1)), "c0")
+    assert abs(path[0][1] - path[1][1]) < 1
+
+
 def test_lines_are_labelled_at_their_ends_without_covering_each_other() -> None:
     chart = Chart(
         title="t", series=[line([1, 5.0], "one"), line([2, 5.01], "two"), line([0, 0.0], "three")], span=(0, 1)

@@ -83,12 +83,16 @@ def test_collapse_is_called_so() -> None:
     assert health([]).level == "unknown"
 
 
+def test_a_network_that_never_spread_is_not_called_collapsed() -> None:
+    def seen(count: int) -> list[LookRecord]:
+        return looks(feature_std=[0.001] * count, effective_rank=[1.0] * count, effective_rank_limit=[192.0] * count)
+
+    assert health(seen(1)).level == "unknown"
+    assert health(seen(9)).level == "watch"
+    assert "not spread yet" in health(seen(9)).sentence
+
+
 def test_learning_is_told_by_probes() -> None:
     base = {"feature_std": [0.5, 0.9], "effective_rank": [10.0, 60.0], "effective_rank_limit": [192.0, 192.0]}
     assert health(looks(knn=[0.3, 0.7], **base)).sentence.startswith("It learns: k-NN from 0.300 to 0.700")
     assert health(looks(knn=[0.3, 0.2], **base)).level == "watch"
-
-
-def test_untrained_features_alone_are_not_called_collapsed() -> None:
-    seen = looks(feature_std=[0.001], effective_rank=[1.0], effective_rank_limit=[192.0])
-    assert health(seen).level != "bad"

@@ -25,6 +25,9 @@ _LEFT, _TOP, _BOTTOM = 44, 10, 22
 POINTS = 160
 """A line has at most so many points: more are averaged, and the range of what was averaged is shaded."""
 
+LEAST_SPAN = 0.01
+"""Of values, what an axis spans at least."""
+
 PALETTE = ("#0072b2", "#c2500a", "#00845f", "#a8508a", "#8a6d00", "#5b6770")
 _PAPER = {"ink": "#1c1e21", "faint": "#6b7177", "grid": "#e3e5e8", "ground": "#ffffff"}
 Colour = str
@@ -155,9 +158,10 @@ def _value_range(chart: Chart, lines: Sequence[_Bins]) -> tuple[float, float]:
     if chart.log:
         positive = [v for v in values if v > 0] or [1.0]
         return positive[0] / 1.1, max(high, positive[0]) * 1.1
-    pad = 0.06 * (high - low) or 0.1 * abs(high) or 0.1
-    if low == high == chart.floor:
-        return low, low + 10 * pad
+    if high - low < LEAST_SPAN * abs(high) or high == low:  # noise is not to fill the frame
+        pad = LEAST_SPAN / 2 * abs(high) or 0.5
+        return (low, high + 2 * pad) if low == chart.floor else (low - pad, high + pad)
+    pad = 0.06 * (high - low)
     return (low if low == chart.floor else low - pad), (high if high == chart.floor else high + pad)
 
 
@@ -179,9 +183,10 @@ def _layout(chart: Chart) -> list[_Mark]:
         return bottom - (bottom - _TOP) * min(max((value - a) / (b - a), 0.0), 1.0)
 
     marks: list[_Mark] = []
-    for tick in _log_ticks(low, high) if chart.log else ticks(low, high):
+    levels = _log_ticks(low, high) if chart.log else ticks(low, high)
+    for tick, label in zip(levels, _labels(levels), strict=True):
         marks.append(_Line([(_LEFT, y_of(tick)), (right, y_of(tick))], "grid"))
-        marks.append(_Text(_LEFT - 6, y_of(tick) + 3.5, short_number(tick), anchor="end"))
+        marks.append(_Text(_LEFT - 6, y_of(tick) + 3.5, label, anchor="end"))
     for step in ticks(first, last, count=4):
         marks.append(_Text(x_of(step), HEIGHT - 6, short_number(step), anchor="middle"))
     for step in chart.stages:
@@ -203,6 +208,16 @@ def _layout(chart: Chart) -> list[_Mark]:
         label = chart.series[i].label if len(chart.series) > 1 else ""
         marks.append(_Text(right + 7, y + 3.5, f"{text} {label}".strip(), f"c{i % len(PALETTE)}", bold=True))
     return marks
+
+
+def _labels(levels: Sequence[float]) -> list[str]:
+    """Short numbers, with more digits where they would be the same."""
+    labels = [short_number(level) for level in levels]
+    for digits in range(4, 10):
+        if len(set(labels)) == len(labels):
+            break
+        labels = [f"{level:.{digits}g}" for level in levels]
+    return labels
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

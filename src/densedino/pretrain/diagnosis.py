@@ -30,7 +30,9 @@ STRUCTURE_LOST = 0.1
 """Without masks: the share of locality lost, the rise of the cosine of CLS and patches, and the drift, all of which
 together make a suspicion."""
 COLLAPSED_STD = 0.1
+"""Feature deviation of a collapse, if it was twice as much before: a fresh network starts near 0."""
 COLLAPSED_RANK = 0.05
+"""Share of the possible effective rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +133,13 @@ def health(looks: Sequence[LookRecord]) -> Verdict:
     first, last = seen[0].measures, seen[-1].measures
     std, rank, limit = (last[name] for name in ("feature_std", "effective_rank", "effective_rank_limit"))
     facts = f"feature deviation {std:.2f} of 1, effective rank {rank:.1f} of at most {limit:.0f}"
-    if len(seen) > 1 and (std < COLLAPSED_STD or rank < 1 + COLLAPSED_RANK * limit):
-        text = f"Features are close to collapse: {facts}. Lower the learning rate, or raise the KoLeo weight."
+    spread = max(look.measures["feature_std"] for look in seen) > 2 * COLLAPSED_STD
+    if spread and (std < COLLAPSED_STD or rank < 1 + COLLAPSED_RANK * limit):
+        text = f"Features collapse: {facts}. Lower the learning rate, or raise the KoLeo weight."
         return Verdict(level="bad", sentence=text)
+    if not spread:
+        text = f"Features have not spread yet, as it is in the beginning: {facts}."
+        return Verdict(level="unknown" if len(seen) < ENOUGH else "watch", sentence=text)
     probes = [
         f"{label} from {first[name]:.3f} to {last[name]:.3f}"
         for name, label in (("knn", "k-NN"), ("miou", "mIoU"))
@@ -143,4 +149,4 @@ def health(looks: Sequence[LookRecord]) -> Verdict:
         better = any(last[name] > first[name] for name in ("knn", "miou") if name in first and name in last)
         text = "It learns" if better else "It has not got better yet"
         return Verdict(level="good" if better else "watch", sentence=f"{text}: {', '.join(probes)}; {facts}.")
-    return Verdict(level="good" if len(seen) > 1 else "unknown", sentence=f"No sign of collapse: {facts}.")
+    return Verdict(level="good", sentence=f"No sign of collapse: {facts}.")

@@ -122,10 +122,10 @@ def _facts(run: RunData) -> str:
         facts.append((short_number(run.total("images")), "images seen"))
     rates = [line["images_per_second"] for line in run.metrics[-50:] if "images_per_second" in line]
     if rates:
-        facts.append((f"{sorted(rates)[len(rates) // 2]:.3g}", "images per second"))
+        facts.append((short_number(sorted(rates)[len(rates) // 2]), "images per second"))
     last = run.looks[-1].measures if run.looks else {}
     labels = (("knn", "k-NN accuracy"), ("miou", "mIoU"), ("effective_rank", "effective rank"))
-    facts += [(f"{last[key]:.3g}", label) for key, label in labels if key in last]
+    facts += [(short_number(last[key], exact=True), label) for key, label in labels if key in last]
     cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in facts)
     return f'<div class="facts">{cells}</div>'
 
@@ -162,7 +162,7 @@ def _drift_map(drifts: Drifts) -> str:
     return (
         f'<div class="map">{image}<p class="note">Every look against every other, from step {drifts.steps[0]:,} (top '
         f"left) to {drifts.steps[-1]:,} (bottom right): the share of patch-similarity structure in which they differ, "
-        f"from 0 (dark) to {top:.2f} (pale). A dark block is a time in which patches kept their relations.</p></div>"
+        f"from 0 (dark) to {short_number(top)} (pale). In a dark block patches kept their relations.</p></div>"
     )
 
 

@@ -90,7 +90,7 @@ def panels(run: RunData) -> list[Panel]:
         looked("Near and far patches", "mean cosine", {"near_cosine": "near", "far_cosine": "far"}, marked=True),
         looked("CLS and patches", "mean cosine; rises if patches degrade", {"cls_patch_cosine": ""}, marked=True),
     ]
-    losses = each("losses", "{} loss")
+    losses = sorted(each("losses", "{} loss"), key=lambda chart: chart.title != "Total loss")
     losses += each("prototype_entropy", "Prototype entropy, {}", "of 1; near 0: few prototypes are used")
     steps = each("grad_norms", "Gradient norm, {}", "before clipping", log=True) + each("values", "{}", floor=0)
     steps += each("images_per_second", "Images per second", floor=0)
