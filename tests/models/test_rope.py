@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densedino.errors import StateDictError
+from densedino.models import rope
 from densedino.models.catalog import create_model
 from densedino.models.rope import RopeAugment, RopeEmbed, rope_angles, rope_coords, rope_periods, rotate
 
@@ -100,3 +101,15 @@ def test_bf16_rounded_periods_of_a_file_are_recomputed_and_others_refused() -> N
     state["rope_embed.periods"] = exact * 1.5
     with pytest.raises(StateDictError, match="another model"):
         model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotating_piece_by_piece_is_the_same(dtype, monkeypatch):
+    tables = RopeEmbed(16, base=100.0, num_prefix_tokens=5).eval()(7, 9, torch.device("cpu"))
+    x = torch.randn(3, 68, 3, 4, 16).to(dtype)[:, :, :2]
+    with torch.no_grad():
+        whole = rotate(x, tables)
+        monkeypatch.setattr(rope, "_LARGE_BYTES", 0)
+        monkeypatch.setattr(rope, "_PIECE_BYTES", 3000)
+        assert torch.equal(rotate(x, tables), whole)
+    assert torch.equal(rotate(x, tables), whole)  # with gradients, all at once

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RopeAugment", "RopeEmbed", "rope_angles", "rotate"]
 
+_LARGE_BYTES = 1 << 25  # of float32: more than caches hold, so that it is rotated piece by piece on the CPU,
+_PIECE_BYTES = 1 << 19  # as much at a time as a core's cache holds: up to 4 times as fast as all at once
 _CACHE_SIZE = 8  # grids kept per module: one run sees few sizes, and a 64 x 64 grid of 64-d heads is 1 MB
 
 
@@ -69,6 +71,19 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         x: [B, N, ..., head_dim]; a new tensor is returned, `x` stays as it is.
         rope: cosines [N, head_dim] and sines [N, head_dim / 2], float32.
     """
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if x.device.type != "cpu" or torch.is_grad_enabled() or tracing or 4 * x.numel() < _LARGE_BYTES:
+        return _rotate(x, rope)
+    rows = max(1, _PIECE_BYTES * torch.get_num_threads() // (4 * x[0, :1].numel()))
+    out = torch.empty(x.shape, dtype=x.dtype)
+    cos, sin = rope
+    for image, rotated in zip(x.split(1), out.split(1), strict=True):
+        for i in range(0, x.shape[1], rows):
+            rotated[:, i : i + rows] = _rotate(image[:, i : i + rows], (cos[i : i + rows], sin[i : i + rows]))
+    return out
+
+
+def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     middle = [1] * (x.ndim - 3)
     cos, sin = (table.view(x.shape[1], *middle, table.shape[-1]) for table in rope)
     half = sin.shape[-1]
