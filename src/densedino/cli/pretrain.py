@@ -107,7 +107,7 @@ def run(
             config = replace(config, precision="fp32" if precision == "auto" else precision)
         chosen, config = config, override(config, set)
         if config.data != chosen.data:
-            sources = list(open_sources(config.data, in_chans=config.in_chans))
+            sources = list(open_sources(config))
         validate(config)
         if config.micro_batch_size is None:
             config = replace(config, micro_batch_size=fitting_micro_batch(config, device=where))

@@ -6,6 +6,7 @@ weights were trained with. An animation or a multi-page file gives its first pic
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -65,8 +66,12 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def decode_file(file: IO[bytes], *, name: str, suffix: str = "", max_pixels: int) -> Planes:
+def decode_file(
+    file: IO[bytes], *, name: str, suffix: str = "", max_pixels: int, enough_pixels: int | None = None
+) -> Planes:
     """Decode the first picture in `file`.
+
+    With `enough_pixels`, a JPEG may be decoded at a half, a quarter or an eighth of its size, to no fewer than these.
 
     Returns:
         Upright pixels [H,W,1 or 3] (uint8, uint16, int32 or float32), and a mask [H,W] of the pixels that are not
@@ -89,6 +94,9 @@ def decode_file(file: IO[bytes], *, name: str, suffix: str = "", max_pixels: int
         _check_size(image, name, max_pixels)
         if image.format in ("JPEG", "MPO"):
             _check_jpeg(image, file, size, name)
+            if enough_pixels is not None:
+                share = (enough_pixels / (image.width * image.height)) ** 0.5
+                image.draft(None, (math.ceil(image.width * share), math.ceil(image.height * share)))
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _check_tiff(image, name)
         return _upright(image, *(_sixteen_bit_colours(image, file) or _planes(image)))

@@ -137,6 +137,7 @@ class Loader:
         self._written += len(new)
         if not new:
             return 0
+        Path(folder).mkdir(parents=True, exist_ok=True)  # it may be there on the first machine only
         quarantine = Quarantine(Path(folder) / "quarantine.jsonl")
         known = quarantine.entries
         entries = [Entry(key=k, path=k, reason=v, size=None, mtime_ns=None) for k, v in new if k not in known]

@@ -136,7 +136,7 @@ def pretrain(
         run = _Run(
             config=config,
             output=Path(output),
-            sources=open_sources(config.data, in_chans=config.in_chans) if sources is None else tuple(sources),
+            sources=open_sources(config) if sources is None else tuple(sources),
             device=where,
             sharded=sharded and world_size() > 1,
             say=(say or _to_stderr) if rank() == 0 else _nothing,
@@ -273,7 +273,7 @@ class _Run:
             )
             self.position = replace(self.position, step=step + 1, total=self.position.total + 1)
             self.timed = (self.timed[0] + stage.batch_size, self.timed[1] + time.perf_counter() - start)
-            self.quarantined += loader.write_quarantine(self.output) if rank() == 0 else 0
+            self.quarantined += loader.write_quarantine(self.output)
             self._note(report, stage)
             if self.position.total % config.snapshots.every == 0:
                 self._save(state, optimizer)
