@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from densedino.cli.main import main
-from densedino.cli.models import multiplications, parameter_count
 from densedino.models.catalog import MODELS, create_model
+from densedino.models.counts import multiplications, parameter_count
 
 
 @pytest.mark.parametrize("name", MODELS)

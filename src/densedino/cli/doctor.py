@@ -128,8 +128,8 @@ def _print_checks(console: Console, checks: list[Check]) -> None:
 
 
 def _speed_rows(speed: Speed) -> list[tuple[str, str]]:
-    from densedino.cli.models import multiplications
     from densedino.models.catalog import MODELS
+    from densedino.models.counts import multiplications
 
     products = ", ".join(f"{rate:,.0f} GFLOP/s in {name}" for name, rate in speed.matmul_gflops.items())
     own = multiplications(MODELS[speed.model])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from densedino.cli.models import parameter_count
 from densedino.models.catalog import MODELS
+from densedino.models.counts import parameter_count
 from densedino.weights.catalog import DEFAULT_WEIGHTS, WEIGHTS, WeightsRecord, list_weights
 
 if TYPE_CHECKING:
