@@ -93,7 +93,7 @@ def shard(parts: Iterable[nn.Module]) -> None:
         if hasattr(part, "training_features"):
             for block in blocks_of(part):
                 fully_shard(block)
-        fully_shard(part)
+        fully_shard(part, reshard_after_forward=True)  # a teacher has no backward pass that would do it
         if hasattr(part, "training_features"):
             register_fsdp_forward_method(part, "training_features")
 
