@@ -75,11 +75,14 @@ def huggingface_vit(model: nn.Module) -> nn.Module:
         query_bias=spec.qkv_bias,
         value_bias=spec.qkv_bias,
         key_bias=False,
-        num_register_tokens=4,
-        layer_norm_eps=1e-5,
+        num_register_tokens=spec.num_register_tokens,
+        layer_norm_eps=spec.norm_eps,
     )
     oracle = DINOv3ViTModel(config)
-    oracle.load_state_dict(_vit_to_huggingface(model.state_dict(), spec.embed_dim), strict=True)
+    state = _vit_to_huggingface(model.state_dict(), spec.embed_dim)
+    if not spec.num_register_tokens:  # theirs keeps an empty one
+        state["embeddings.register_tokens"] = torch.empty(1, 0, spec.embed_dim)
+    oracle.load_state_dict(state, strict=True)
     return oracle.eval()
 
 

@@ -18,7 +18,7 @@ from densedino.models.catalog import MODELS, ViTSpec, create_model
 sys.path.insert(0, str(Path(__file__).parent))
 from oracles import TIMM, huggingface_convnext, huggingface_vit, timm_vit
 
-DEPTHS = {"vitb16": 12, "vitl16": 4, "vitl16plus": 3, "vith16plus": 2, "vit7b16": 1}
+DEPTHS = {"vitb16": 12, "vitl16": 4, "vitl16_plain": 2, "vitl16plus": 3, "vith16plus": 2, "vit7b16": 1}
 SIZES = [(224, 224), (224, 320), (512, 512)]
 SMALL = {"vitt16", "vits16", "vits16plus", "convnext_tiny"}
 VITS = [name for name, spec in MODELS.items() if isinstance(spec, ViTSpec) and not name.startswith("debug")]
@@ -71,7 +71,7 @@ def test_tokens_and_every_layer_equal_transformers(name: str, size: tuple[int, i
         if name in VITS:
             layers = ours.get_intermediate_layers(x, n=ours.depth, norm=False, return_class_token=True)
             for (patches, cls), hidden in zip(layers, want.hidden_states[1:], strict=True):
-                assert (patches - hidden[:, 5:]).abs().max() <= 1e-5
+                assert (patches - hidden[:, 1 + ours.num_register_tokens :]).abs().max() <= 1e-5
                 assert (cls - hidden[:, 0]).abs().max() <= 1e-5
         else:
             maps = ours.get_intermediate_layers(x, n=4, norm=False, reshape=True)

@@ -78,6 +78,15 @@ _SPECS: tuple[ViTSpec | ConvNeXtSpec, ...] = (
     ViTSpec(name="vits16plus", embed_dim=384, depth=12, num_heads=6, hidden_dim=1536, ffn="swiglu"),
     ViTSpec(name="vitb16", embed_dim=768, depth=12, num_heads=12, hidden_dim=3072),
     ViTSpec(name="vitl16", embed_dim=1024, depth=24, num_heads=16, hidden_dim=4096),
+    ViTSpec(  # of the paper's ImageNet-1k recipe; no weights of it were released
+        name="vitl16_plain",
+        embed_dim=1024,
+        depth=24,
+        num_heads=16,
+        hidden_dim=4096,
+        num_register_tokens=0,
+        norm_eps=1e-6,
+    ),
     ViTSpec(name="vitl16plus", embed_dim=1024, depth=24, num_heads=16, hidden_dim=4096, ffn="swiglu"),
     ViTSpec(name="vith16plus", embed_dim=1280, depth=32, num_heads=20, hidden_dim=5120, ffn="swiglu"),
     ViTSpec(

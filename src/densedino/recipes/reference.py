@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from densedino.models.catalog import MODELS, ViTSpec
 from densedino.models.rope import RopeAugment
 from densedino.pretrain.crops import CropConfig
 from densedino.pretrain.schedules import CosineSchedule, StagedSchedule, constant
@@ -165,11 +164,8 @@ def vitl16_in1k() -> RunConfig:
         losses=LossConfig(koleo_weight=0.1),
         drop_path=0.3,
     )
-    spec = MODELS["vitl16"]
-    assert isinstance(spec, ViTSpec)
-    spec = replace(spec, num_register_tokens=0, norm_eps=1e-6)
     return RunConfig(
-        model=spec,
+        model="vitl16_plain",
         dino_head=HeadConfig(hidden_dim=2048, bottleneck_dim=256, num_prototypes=65536),
         ibot_head=HeadConfig(hidden_dim=2048, bottleneck_dim=256, num_prototypes=65536),
         stages=(stage,),
