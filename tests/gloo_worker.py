@@ -40,9 +40,10 @@ def share(rank: int, world: int):
     masks, weights, frozen = given["masks"][mine], given["prototypes"], given["teacher_prototypes"]
     pairs = losses.crop_pair_weights(2, 2)
 
+    losses.CPU_TILE = 3  # several pieces
     plain_targets = losses.sinkhorn_knopp(teacher @ frozen.T, temperature=0.07)
-    targets = PrototypeTargets(teacher, frozen, temperature=0.07, block_bytes=4 * K * 2, cache_bytes=4 * K)
-    patch_targets = PrototypeTargets(theirs[masks], frozen, temperature=0.07, block_bytes=4 * K * 2)
+    targets = PrototypeTargets(teacher, frozen, temperature=0.07, cache_bytes=4 * K)
+    patch_targets = PrototypeTargets(theirs[masks], frozen, temperature=0.07)
     plain_patch_targets = losses.sinkhorn_knopp(theirs[masks] @ frozen.T, temperature=0.07)
     results = {
         "dino": losses.dino_loss(student @ weights.T, plain_targets, pair_weights=pairs),

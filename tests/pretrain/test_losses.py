@@ -104,7 +104,9 @@ def test_dino_loss(seed, num_local, B, K, local_weight):
         (s, t): plain_cross_entropy(student[s], target[t], 0.1).mean() for s in range(S) for t in range(2) if s != t
     }
     plain = sum(term * (1 if s < 2 else local_weight) for (s, _), term in terms.items()) / len(terms)
-    same_gradient(ours, plain, student)
+    close(ours.detach(), plain.detach())
+    ours, plain = (torch.autograd.grad(loss, student)[0].double() for loss in (ours, plain))
+    assert (ours - plain).norm() <= 1e-6 * plain.norm() + 1e-7 / math.sqrt(B)  # p − q cancels where they agree
 
 
 def test_crop_pair_weights_are_the_published_bookkeeping():

@@ -54,7 +54,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` without gradient: x [T, i], weight [o, i] of one dtype, transposed views welcome."""
-    if HAS_ONEDNN and x.numel() and x.dtype != torch.float64:
+    if HAS_ONEDNN and x.device.type == "cpu" and x.numel() and x.dtype != torch.float64:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
     return F.linear(x, weight, bias)

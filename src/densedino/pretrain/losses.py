@@ -19,7 +19,7 @@ from densedino.distributed import all_gather, all_reduce, rank
 from densedino.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     import torch.distributed as dist
     from torch import Tensor
@@ -28,6 +28,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 __all__ = [
+    "add_exp",
     "crop_pair_weights",
     "dino_loss",
     "full_precision",
@@ -38,7 +39,11 @@ __all__ = [
     "resize_tokens",
     "sinkhorn_bias",
     "sinkhorn_knopp",
+    "tiles",
 ]
+
+
+CPU_TILE = 1024  # 1 MiB of scores with 256 samples
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
@@ -81,51 +86,73 @@ def sinkhorn_knopp(
     if weights is not None:
         present = weights.flatten() > 0
         counted, mass = scores[present], weights.flatten()[present].to(mass)
-    bias = sinkhorn_bias(lambda bias: [(counted + bias, mass)], like=scores, num_iterations=num_iterations, group=group)
+    bias = sinkhorn_bias(
+        lambda prototypes: counted[:, prototypes],
+        num_prototypes=scores.shape[-1],
+        mass=mass,
+        num_iterations=num_iterations,
+        group=group,
+    )
     return torch.softmax(scores + bias, dim=-1).view_as(logits)
+
+
+def tiles(num_prototypes: int, device: torch.device) -> list[slice]:
+    """Cut prototypes so that a CPU's cache holds the scores of some hundred samples over one piece."""
+    width = CPU_TILE if device.type == "cpu" else 16 * CPU_TILE
+    return [slice(start, min(start + width, num_prototypes)) for start in range(0, num_prototypes, width)]
 
 
 @torch.no_grad()
 def sinkhorn_bias(
-    blocks: Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]],
+    scores: Callable[[slice], Tensor],
     *,
-    like: Tensor,
+    num_prototypes: int,
+    mass: Tensor,
     num_iterations: int = 3,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """The vector u [K] for which softmax(scores + u) are the Sinkhorn-Knopp targets.
 
-    A round ends by normalising each sample, which is a softmax; what the rounds find is one number per prototype. So
-    the scores are read block by block, once per iteration, and may be remade instead of kept.
+    A round ends by normalising each sample, which is a softmax; what the rounds find is one number per prototype. It
+    depends on that prototype's scores alone, and the samples' sums over prototypes add up as these come; so each round
+    reads the scores once, some prototypes at a time, and they may be remade instead of kept.
 
     Args:
-        blocks: given a bias [K], yields pairs (scores + bias [r, K], positive masses of the samples [r]). The scores
-            are logits over the temperature. The blocks are overwritten.
-        like: any tensor [*, K] with the dtype and device of the scores.
+        scores: of the samples over a slice of prototypes [R, k]: logits over the temperature. They are not changed.
+        num_prototypes: K.
+        mass: of the samples [R], positive.
         num_iterations: at least 1.
         group: the processes that hold the batch; None means all.
     """
-    K = like.shape[-1]
-    peak, total, samples = like.new_full((K,), -torch.inf), like.new_zeros(K), like.new_zeros(1)
-    for scores, mass in blocks(like.new_zeros(K)):
-        if len(mass) == 0:
-            continue
-        # log Σ_b mass_b·exp(score_bk), as a running maximum and a sum relative to it
-        higher = torch.maximum(peak, scores.amax(0))
-        total = total * torch.exp(peak - higher) + mass @ scores.sub_(higher).exp_()
-        peak, samples = higher, samples + mass.sum()
-    highest = all_reduce(peak.clone(), op="max", group=group)
-    total, samples = all_reduce(total * torch.exp(peak - highest), group=group), all_reduce(samples, group=group)
-    bias = -(highest + torch.log(total))
+    samples = all_reduce(mass.sum(), group=group)
+    bias = mass.new_empty(num_prototypes)
+    highest, total = torch.full_like(mass, -torch.inf), torch.zeros_like(mass)
+    for part in tiles(num_prototypes, mass.device):
+        given = scores(part)
+        peak = given.amax(0) if len(given) else given.new_full(given.shape[1:], -torch.inf)
+        peak = all_reduce(peak, op="max", group=group)
+        bias[part] = -peak - torch.log(all_reduce(mass @ (given - peak).exp_(), group=group))
+        add_exp(highest, total, given + bias[part])
     for _ in range(num_iterations - 1):
         # With the last bias each prototype held the same mass, so no sample had more than 1 and normalising samples
         # leaves each prototype at least 1/(samples·K): the logarithm below is always finite.
-        mass_of_prototype = like.new_zeros(K)
-        for scores, mass in blocks(bias):
-            scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-            mass_of_prototype += (mass / (scores.sum(-1) * samples)) @ scores
-        bias = bias - torch.log(K * all_reduce(mass_of_prototype, group=group))
+        rows, total = (highest + torch.log(total))[:, None], torch.zeros_like(mass)
+        highest = rows[:, 0]
+        for part in tiles(num_prototypes, mass.device):
+            shares = (scores(part) + bias[part]).sub_(rows).exp_()
+            excess = all_reduce(mass @ shares, group=group).mul_(num_prototypes / samples)
+            bias[part] -= torch.log(excess)
+            total += shares @ excess.reciprocal_()
     return bias
+
+
+def add_exp(highest: Tensor, total: Tensor, scores: Tensor) -> None:
+    """Add Σ_k exp(scores [R, k]) to sums kept as total [R] · exp(highest [R]), in place; `scores` are overwritten."""
+    if not len(scores):
+        return
+    peak = torch.maximum(highest, scores.amax(1))
+    total.mul_(torch.exp(highest - peak)).add_(scores.sub_(peak[:, None]).exp_().sum(1))
+    highest.copy_(peak)
 
 
 def crop_pair_weights(num_global: int, num_local: int, *, local_weight: float = 1.0) -> Tensor:
@@ -234,11 +261,15 @@ def koleo_loss(
     if neighbours < 1:
         return own.sum() * 0
     with torch.no_grad():  # which ones are nearest; how far they are is computed below from differences, exactly
-        similarity = own @ everyone.T
+        # From coordinates about each group's centre: a fresh network's features differ in their last digits only, of
+        # which products of the features themselves would keep none.
+        groups = everyone.unflatten(0, (-1, size))
+        centred = (groups - groups.mean(1, keepdim=True)).flatten(0, 1)
+        closeness = 2 * centred[index] @ centred.T - centred.square().sum(-1)
         others = torch.arange(len(everyone), device=own.device)
         outside = (index[:, None] // size) != (others // size)
-        similarity.masked_fill_(outside | (index[:, None] == others), -torch.inf)
-        nearest = similarity.topk(neighbours, dim=1).indices
+        closeness.masked_fill_(outside | (index[:, None] == others), -torch.inf)
+        nearest = closeness.topk(neighbours, dim=1).indices
     distance = torch.linalg.vector_norm(own[:, None] - everyone[nearest], dim=-1)
     return -torch.log(distance + eps).mean()
 

@@ -82,11 +82,9 @@ def target_entropy(targets: PrototypeTargets, *, samples: int = 256) -> float:
     if not len(targets):
         raise InputError("the entropy of no targets was asked for: this process had no teacher samples in the step.")
     total, count = 0.0, min(samples, len(targets))
-    row = targets.bias.new_empty(1, len(targets.bias))
     for i in range(count):
         place = i * len(targets) // count
-        scores = targets.read(place, place + 1, bias=targets.bias, out=row)
-        total += float(_entropy(torch.log_softmax(scores, dim=-1)).sum())
+        total += float(_entropy(targets.part(place, place + 1).log()).sum())
     return total / count / max(math.log(len(targets.bias)), _EPS)
 
 

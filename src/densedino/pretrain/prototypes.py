@@ -1,10 +1,10 @@
-"""Owns the DINO and iBOT losses without their logits: cross-entropy over prototypes, a block of rows at a time.
+"""Owns the DINO and iBOT losses without their logits: cross-entropy over prototypes, some prototypes at a time.
 
 Logits over K prototypes are N·K numbers, for teacher and student, and again in the backward pass. Here only the heads'
-bottleneck features [N, d] and prototypes [K, d] are held, plus three blocks of `block_bytes` and a bounded cache.
-Two facts make it possible. Sinkhorn-Knopp targets are softmax(scores + u) with one number u per prototype, so they can
-be remade for any rows. And the loss is a scalar that is linear in what comes after it, so the gradients are computed
-while a block's logits are there, in the forward pass; the backward pass scales them.
+bottleneck features [N, d] and prototypes [K, d] are held, and for the samples one number each: what normalises them.
+The logits over some prototypes are remade from these, used while the cache has them, and forgotten. The loss is a
+scalar that is linear in what comes after it, so gradients too are computed while the logits are there, in the forward
+pass; the backward pass scales them.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from densedino.pretrain.losses import full_precision, masked_token_weights, sinkhorn_bias
+from densedino.models.kernels import product
+from densedino.pretrain.losses import add_exp, full_precision, masked_token_weights, sinkhorn_bias, tiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     import torch.distributed as dist
     from torch import Tensor
 
 __all__ = ["PrototypeTargets", "prototype_dino_loss", "prototype_ibot_loss"]
 
-BLOCK_BYTES = 64 * 2**20  # 256 rows of 65,536 prototypes
-CACHE_BYTES = 512 * 2**20  # 2,048 such rows
+CACHE_BYTES = 512 * 2**20  # 2,048 samples' logits over 65,536 prototypes
 
 
 class PrototypeTargets:
@@ -37,9 +37,10 @@ class PrototypeTargets:
         temperature: divides the logits.
         num_iterations: Sinkhorn-Knopp rounds, at least 1.
         group: the processes that hold the batch; None means all.
-        block_bytes: size of a block of logits; at least one image's crops are taken at once. Larger blocks feed the
-            matrix product better.
-        cache_bytes: logits kept between the rounds; those beyond are remade in each, by one matrix product.
+        cache_bytes: logits kept between the rounds, and only then; those beyond are remade in each.
+
+    Attributes:
+        bias: u [K], of the prototypes: softmax(logits / temperature + u) are the targets.
     """
 
     @full_precision
@@ -52,15 +53,30 @@ class PrototypeTargets:
         temperature: float,
         num_iterations: int = 3,
         group: dist.ProcessGroup | None = None,
-        block_bytes: int = BLOCK_BYTES,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.features = features.detach().float().flatten(0, -2) / temperature
         self.prototypes = prototypes.detach().float()
-        row_bytes = 4 * len(self.prototypes)
-        self.rows_per_block = max(1, block_bytes // row_bytes)
-        self._cache = self.features[: cache_bytes // row_bytes] @ self.prototypes.T
-        self.bias = sinkhorn_bias(self._blocks, like=self._cache, num_iterations=num_iterations, group=group)
+        K = len(self.prototypes)
+        room = cache_bytes // (4 * max(1, len(self)))
+        kept = {
+            part.start: product(self.features, self.prototypes[part])
+            for part in tiles(K, features.device)
+            if part.stop <= room
+        }
+
+        def scores(part: slice) -> Tensor:
+            found = kept.get(part.start)
+            return product(self.features, self.prototypes[part]) if found is None else found
+
+        self.bias = sinkhorn_bias(
+            scores,
+            num_prototypes=K,
+            mass=self.features.new_ones(len(self)),
+            num_iterations=num_iterations,
+            group=group,
+        )
+        self._sums = _sums(self.features, (scores(part) + self.bias[part] for part in tiles(K, features.device)))
 
     def __len__(self) -> int:
         return len(self.features)
@@ -68,24 +84,15 @@ class PrototypeTargets:
     def part(self, start: int, stop: int) -> PrototypeTargets:
         """The targets of the samples from `start` to `stop`, still balanced over all of them."""
         part = copy.copy(self)
-        part.features, part._cache = self.features[start:stop], self._cache[start:stop]
+        part.features = self.features[start:stop]
+        part._sums = self._sums[0][start:stop], self._sums[1][start:stop]
         return part
 
     @torch.no_grad()
-    def read(self, start: int, stop: int, *, bias: Tensor, out: Tensor) -> Tensor:
-        """Logits over the temperature, plus `bias` [K], of the samples from `start` to `stop`, into `out`."""
-        kept = self._cache[start:stop]
-        torch.add(kept, bias, out=out[: len(kept)])
-        if len(kept) < stop - start:
-            remade = self.features[start + len(kept) : stop]
-            torch.addmm(bias, remade, self.prototypes.T, out=out[len(kept) : stop - start])
-        return out[: stop - start]
-
-    def _blocks(self, bias: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        block = bias.new_empty(self.rows_per_block, len(bias))
-        for start in range(0, len(self), self.rows_per_block):
-            stop = min(start + self.rows_per_block, len(self))
-            yield self.read(start, stop, bias=bias, out=block), bias.new_ones(stop - start)
+    def log(self, prototypes: slice = slice(None)) -> Tensor:
+        """The targets' logarithms, of all samples over a slice of the prototypes: a new tensor [R, k]."""
+        logits = product(self.features, self.prototypes[prototypes])
+        return _log_softmax(logits.add_(self.bias[prototypes]), self._sums)
 
 
 @full_precision
@@ -151,34 +158,29 @@ class _PrototypeLoss(torch.autograd.Function):
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
         (S, B, _), (T,) = student.shape, pair_weights.shape[1:]
+        parts, x = tiles(len(prototypes), prototypes.device), student.flatten(0, 1) / temperature
+        sums = _sums(x, (product(x, prototypes[part]) for part in parts))
         entropies = torch.zeros_like(pair_weights)
-        grad_student = torch.zeros_like(student) if ctx.needs_input_grad[0] else None
-        grad_prototypes = torch.zeros_like(prototypes) if ctx.needs_input_grad[1] else None
+        grad_student = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        grad_prototypes = torch.empty_like(prototypes) if ctx.needs_input_grad[1] else None
         # A student row's gradient is (p − its mean target) times what all its targets weigh; the latter scales rows
         # of d numbers instead of K.
         crop_weights = pair_weights.sum(1, keepdim=True)
         shares = pair_weights / crop_weights.clamp(min=torch.finfo(torch.float32).tiny)
-        scale = (crop_weights * image_weights / temperature)[:, :, None]
-        step = max(1, targets.rows_per_block // max(S, T))
-        work = student.new_empty(3, min(step, B) * max(S, T), len(prototypes))
-        for start in range(0, B, step):
-            images = slice(start, min(start + step, B))
-            n = images.stop - start
-            for t in range(T):
-                targets.read(t * B + start, t * B + images.stop, bias=targets.bias, out=work[0, t * n : (t + 1) * n])
-            wanted = torch.softmax(work[0, : T * n], dim=-1, out=work[1, : T * n]).view(T, n, -1)
-            x = student[:, images].flatten(0, 1)
-            torch.mm(x / temperature, prototypes.T, out=work[0, : S * n])
-            log_p = torch.log_softmax(work[0, : S * n], dim=-1, out=work[2, : S * n])
-            entropies -= torch.einsum("sbk,tbk,b->st", log_p.view(S, n, -1), wanted, image_weights[images])
+        factor = (crop_weights * image_weights).view(-1, 1)
+        for part in parts:
+            wanted = targets.log(part).exp_().unflatten(0, (T, B))
+            log_p = _log_softmax(product(x, prototypes[part]), sums).unflatten(0, (S, B))
+            entropies -= _pair_sums(log_p, wanted, image_weights)
             if grad_student is None and grad_prototypes is None:
                 continue
-            log_p.exp_().view(S, -1).addmm_(shares, wanted.view(T, -1), alpha=-1)
-            error, factor = log_p, scale[:, images].flatten(0, 1)
+            error = log_p.exp_().flatten(1).addmm_(shares, wanted.flatten(1), alpha=-1).view_as(log_p).flatten(0, 1)
             if grad_student is not None:
-                grad_student[:, images] = ((error @ prototypes) * factor).view(S, n, -1)
+                grad_student += product(error, prototypes[part].t())
             if grad_prototypes is not None:
-                grad_prototypes.addmm_(error.T, x * factor)
+                grad_prototypes[part] = product(error.t(), (x * factor).t())
+        if grad_student is not None:
+            grad_student = grad_student.mul_(factor / temperature).view_as(student)
         ctx.grads = grad_student, grad_prototypes
         ctx.mark_non_differentiable(entropies)
         return (pair_weights * entropies).sum(), entropies
@@ -187,6 +189,29 @@ class _PrototypeLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError("the gradients of a prototype loss are freed by its first backward pass")
-        student, prototypes = (None if g is None else g.mul_(grads[0]) for g in ctx.grads)
+        once = grads[0].device.type == "cpu" and grads[0] == 1  # the usual case costs nothing
+        student, prototypes = (g if g is None or once else g.mul_(grads[0]) for g in ctx.grads)
         ctx.grads = None
         return student, prototypes, None, None, None, None
+
+
+def _sums(x: Tensor, logits: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """What normalises each sample of x [R, d] over all prototypes, from their logits in pieces: log Σ exp is the sum.
+
+    The two are the largest logit and what the others add; kept apart, a large logit does not round away small ones.
+    """
+    highest, total = x.new_full((len(x),), -torch.inf), x.new_zeros(len(x))
+    for piece in logits:
+        add_exp(highest, total, piece)
+    return highest[:, None], torch.log(total)[:, None]
+
+
+def _log_softmax(logits: Tensor, sums: tuple[Tensor, Tensor]) -> Tensor:
+    """Logits [R, k] normalised by `_sums`, in place."""
+    return logits.sub_(sums[0]).sub_(sums[1])
+
+
+def _pair_sums(log_p: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+    """Σ_b w_b Σ_k log_p · wanted of [S, B, k], [T, B, k] and weights [B] → [S, T]."""
+    sums = [[torch.linalg.vecdot(crop, target) @ weights for target in wanted] for crop in log_p]
+    return torch.stack([torch.stack(row) for row in sums])
