@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -19,8 +20,8 @@ from densedino.pretrain.look_files import LookRecord, read_fixed, read_looks, re
 from densedino.pretrain.meters import drift_matrix
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -127,12 +128,13 @@ def flat_numbers(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
             yield f"{prefix}{key}", float(value)
 
 
-def read_run(folder: Path) -> RunData:
+def read_run(folder: str | os.PathLike[str]) -> RunData:
     """Read what there is.
 
     Raises:
         InputError: the folder holds no run.
     """
+    folder = Path(folder)
     if not (folder / "config.json").exists() and not (folder / "metrics.jsonl").exists():
         raise InputError(f"{str(folder)!r} holds no run: neither config.json nor metrics.jsonl is in it.")
     by_step = {

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densedino.checkpoint import atomic_path
@@ -18,6 +17,7 @@ from densedino.pretrain.run_data import read_run
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
 __all__ = ["write_report"]
 
@@ -30,7 +30,7 @@ def write_report(run: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: the folder holds no run.
     """
-    data = read_run(Path(run))
+    data = read_run(run)
     found, shown = verdicts(data), panels(data)
     with atomic_path(data.folder / "report.png") as path:
         draw_poster(data, found, shown).save(path, format="PNG", compress_level=3)
