@@ -61,7 +61,7 @@ def test_workers_do_not_outlive_a_killed_run(tmp_path: Path) -> None:
         (worker,) = json.loads(run.stdout.readline())
         server = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
         run.kill()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60  # the processes of a busy machine end slowly
     while any(is_running(process) for process in (worker, server)):
         assert time.monotonic() < deadline, "the worker or the fork server outlives the run"
         time.sleep(0.05)
