@@ -38,7 +38,7 @@ main{max-width:1480px;margin:0 auto;padding:28px 20px 60px}
 h1{font-size:24px;line-height:1.25;margin:0 0 4px;font-weight:650;overflow-wrap:anywhere}
 h2{font-size:17px;margin:40px 0 2px;font-weight:650}
 h3{font-size:13.5px;margin:0;font-weight:600}
-p{margin:0}.faint,.note{color:var(--faint)}.note{font-size:12.5px;line-height:1.4;min-height:1.4em}
+p{margin:0}.faint,.note{color:var(--faint)}.note{font-size:12.5px;line-height:1.4}
 .stages{display:flex;gap:3px;margin:16px 0 0;font-size:12.5px;color:var(--faint)}
 .stages div{min-width:0}.stages span{display:block;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .bar{height:6px;border-radius:3px;background:var(--grid);overflow:hidden;margin-bottom:4px}
@@ -131,9 +131,10 @@ def _facts(run: RunData) -> str:
 
 
 def _panel(panel: Panel) -> str:
+    notes = [f'<p class="note">{escape(c.note)}</p>' if c.note else "" for c in panel.charts]
     cards = "".join(
-        f'<div class="card"><h3>{escape(c.title)}</h3><p class="note">{escape(c.note)}</p>{svg(c)}</div>'
-        for c in panel.charts
+        f'<div class="card"><h3>{escape(c.title)}</h3>{note}{svg(c)}</div>'
+        for c, note in zip(panel.charts, notes, strict=True)
     )
     text = f'<p class="faint">{escape(panel.text)}</p>' if panel.text else ""
     return f'<h2>{escape(panel.title)}</h2>{text}<div class="grid">{cards}</div>'

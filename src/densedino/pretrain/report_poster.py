@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_poster"]
 
-COLUMNS, CHARTS = 4, 12
+COLUMNS, CHARTS, ROWS = 4, 12, 3
 _INK, _FAINT = "#1c1e21", "#6b7177"
 _DOTS = {"good": "#00845f", "unknown": "#6b7177", "watch": "#c2500a", "bad": "#b00020"}
 _MARGIN, _LINE, _GAP = 48, 38, 36
@@ -39,10 +39,7 @@ def draw_poster(run: RunData, found: Sequence[Verdict], shown: Sequence[Panel]) 
     charts = [chart for panel in shown for chart in panel.charts][:CHARTS]
     head = _MARGIN + 90 + _LINE * len(lines) + _GAP
     tile = (WIDTH * _SCALE, (HEIGHT + HEAD) * _SCALE + 16)
-    strip = _strip(run.film, text) if run.film else None
-    strip = (
-        strip.resize((min(inner, strip.width), round(strip.height * min(1.0, inner / strip.width)))) if strip else None
-    )
+    strip = _strip(run.film, text, inner) if run.film else None
     below = head + -(-len(charts) // COLUMNS) * tile[1] + _GAP
     sheet = Image.new("RGB", (width, below + (strip.height + _MARGIN if strip else 0)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -60,16 +57,22 @@ def draw_poster(run: RunData, found: Sequence[Verdict], shown: Sequence[Panel]) 
     return sheet
 
 
-def _strip(film: Film, font: Font) -> Image.Image:
-    cell, gap, top = 160, 8, 36
-    sheet = Image.new("RGB", ((cell + gap) * (1 + len(film.steps)), top + (cell + gap) * len(film.photos)), "white")
+def _strip(film: Film, font: Font, width: int) -> Image.Image:
+    """The filmstrip in `width` pixels: many images stand in two blocks, side by side."""
+    blocks = 2 if len(film.photos) > ROWS else 1
+    columns, rows = 1 + len(film.steps), -(-len(film.photos) // blocks)
+    step = min((width - (blocks - 1) * _GAP) // (columns * blocks), 240)
+    top, gap = 36, 8
+    sheet = Image.new("RGB", (width, top + step * rows), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, label in enumerate(["image", *(f"{step:,}" for step in film.steps)]):
-        draw.text((column * (cell + gap), 0), label, _FAINT, font)
-    for row, (photo, frames) in enumerate(zip(film.photos, film.frames, strict=True)):
-        for column, image in enumerate([photo, *frames]):
-            place = (column * (cell + gap), top + row * (cell + gap))
-            sheet.paste(image.resize((cell, cell), Image.Resampling.BICUBIC), place)
+    for block in range(blocks):
+        left = block * (columns * step + _GAP)
+        for column, label in enumerate(["image", *(f"{number:,}" for number in film.steps)]):
+            draw.text((left + column * step, 0), label, _FAINT, font)
+        for row in range(block * rows, min((block + 1) * rows, len(film.photos))):
+            for column, image in enumerate([film.photos[row], *film.frames[row]]):
+                cell = image.resize((step - gap, step - gap), Image.Resampling.BICUBIC)
+                sheet.paste(cell, (left + column * step, top + (row - block * rows) * step))
     return sheet
 
 
