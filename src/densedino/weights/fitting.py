@@ -71,7 +71,7 @@ def fit(
     *,
     kept: Mapping[str, Tensor] | None = None,
     thorough: bool = True,
-    elsewhere: Container[str] = (),
+    elsewhere: Iterable[str] = (),
 ) -> Fitted:
     """Check a backbone's tensors against the architecture table.
 

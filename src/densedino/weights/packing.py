@@ -65,7 +65,7 @@ class Packed:
         for first in range(0, rows, len(stage)):
             part = stage[: rows - first]
             if self.values.path:
-                self.values.read_bytes(memoryview(part.view(torch.uint8).numpy()).cast("B"), first * stored)
+                self.values.read_bytes(part.view(torch.uint8).numpy().data.cast("B"), first * stored)
             else:
                 part.copy_(self.values.tensor[first : first + len(part)])
             for row in range(0, len(part), step):

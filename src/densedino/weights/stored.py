@@ -63,13 +63,13 @@ class Piece:
         if not self.path:
             _convert(source.reshape(-1), flat)
         elif out.dtype == source.dtype:
-            self.read_bytes(memoryview(flat.view(torch.uint8).numpy()), 0)
+            self.read_bytes(flat.view(torch.uint8).numpy().data, 0)
         else:
             size = source.element_size()
             stage = torch.empty(min(_STAGE, source.nbytes) // size, dtype=source.dtype)
             for start in range(0, flat.numel(), len(stage)):
                 part = stage[: flat.numel() - start]
-                self.read_bytes(memoryview(part.view(torch.uint8).numpy()), start * size)
+                self.read_bytes(part.view(torch.uint8).numpy().data, start * size)
                 _convert(part, flat[start : start + len(part)])
 
 
