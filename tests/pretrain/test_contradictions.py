@@ -55,7 +55,11 @@ def with_optimizer(**changes) -> RunConfig:
         (recipe("debug"), 3, "cannot be shared by 3 processes"),
         (replace(recipe("debug"), micro_batch_size=6), 1, "KoLeo's groups of 16"),
         (with_stage(batch_size=1, losses=LossConfig()), 1, "divisor of at least 2"),
-        (with_stage(losses=LossConfig(koleo_group_size=16)), 2, "groups of 16 samples do not divide the 8"),
+        (
+            with_stage(losses=LossConfig(koleo_distributed=False, koleo_group_size=16)),
+            2,
+            "groups of 16 samples do not divide the 8",
+        ),
     ],
 )
 def test_a_contradiction_is_found_with_its_place_and_a_way_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 from dataclasses import replace
 
 import pytest
@@ -26,6 +27,7 @@ from densedino.pretrain.settings import (
 )
 from densedino.pretrain.step import Batch, StepReport, step_values, train_step
 from densedino.pretrain.student_teacher import StudentTeacher, make_optimizer
+from densedino.recipes import recipe
 
 B = 8
 
@@ -331,3 +333,11 @@ def test_splitting_keeps_everything() -> None:
     assert torch.equal(joined(parts).masks, batch.masks)
     assert batch.split(None)[0].sample_ids == batch.sample_ids
     assert batch.to("cpu").crops.global_crops is batch.crops.global_crops
+
+
+def test_the_example_runs() -> None:
+    given_names = {**globals(), "recipe": recipe, "Crops": Crops}
+    example = doctest.DocTestParser().get_doctest(train_step.__doc__, given_names, "train_step", None, 0)
+    result = doctest.DocTestRunner(verbose=False).run(example)
+    assert result.attempted == 8
+    assert result.failed == 0

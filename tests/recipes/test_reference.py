@@ -101,7 +101,8 @@ def test_gram_and_koleo() -> None:
     assert (anchor.source, anchor.checkpoint, anchor.img_level, anchor.normalized) == ("checkpoint", None, True, True)
     assert highres.losses.gram == GramConfig(weight=highres.losses.gram.weight)
     assert highres.losses.gram.first_update is None
-    assert not gram.losses.koleo_distributed
+    assert not (pretrain.losses.koleo_distributed or gram.losses.koleo_distributed)
+    assert not vitl16_in1k().stages[0].losses.koleo_distributed
     losses = highres.losses
     assert (losses.koleo_distributed, losses.koleo_group_size, losses.koleo_topk) == (True, 16, 1)
 

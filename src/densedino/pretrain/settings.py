@@ -126,8 +126,9 @@ class LossConfig:
     """Further factor of the DINO loss's local terms."""
     ibot_weight: float = 1.0
     koleo_weight: float = 0.1
-    koleo_distributed: bool = False
-    """Seek neighbours among the samples of all processes, in rank order, instead of each process's own."""
+    koleo_distributed: bool = True
+    """Seek neighbours among the samples of all processes, in rank order, so that a step does not depend on their
+    number; otherwise among each process's own."""
     koleo_group_size: int | None = None
     """Seek them among this many consecutive samples; None: all. With micro-batches, those of one micro-batch: groups
     whose size divides the micro-batch make a step the same however it is split."""

@@ -164,13 +164,15 @@ def train_step(
         precision: of backbones and heads; losses and weights are fp32.
 
     Example:
-        >>> state = StudentTeacher(config)                        # then load_state_dict with weights of your own
+        >>> config = recipe("debug")                              # of densedino.recipes
+        >>> stage, state = config.stages[0], StudentTeacher(config)
         >>> optimizer = make_optimizer(state.student, stage.optimizer, fidelity=config.fidelity)
-        >>> crops = Crops(global_crops=torch.randn(2, 4, 3, 32, 32), local_crops=torch.randn(8, 4, 3, 16, 16))
-        >>> masks = torch.rand(2, 4, 4) > 0.5
-        >>> batch = Batch(crops=crops, masks=masks, sample_ids=("a", "b", "c", "d"), places=range(4))
+        >>> # state.student.load_state_dict(…) and state.teacher.load_state_dict(…) take weights of your own
+        >>> crops = Crops(global_crops=torch.randn(2, 16, 3, 32, 32), local_crops=torch.randn(8, 16, 3, 16, 16))
+        >>> masks = torch.rand(2, 16, 4) > 0.5                    # 2 × 2 patches of 16 pixels
+        >>> batch = Batch(crops=crops, masks=masks, sample_ids=("name",) * 16, places=range(16))
         >>> report = train_step(state, optimizer, batch, stage=stage, values=step_values(stage, 0), seed=0, step=0)
-        >>> report.losses["total"]
+        >>> assert report.finite and report.losses["total"] > 0
     """
     batches = [batches] if isinstance(batches, Batch) else list(batches)
     gram = stage.losses.gram

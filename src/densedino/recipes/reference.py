@@ -47,7 +47,7 @@ def vit7b16_pretrain() -> RunConfig:
             clip=30.0,
             layer_decay=0.98,
         ),
-        losses=LossConfig(koleo_weight=0.1),
+        losses=LossConfig(koleo_weight=0.1, koleo_distributed=False),
         drop_path=0.4,
         rope=RopeAugment(rescale=2.0, per_block=True),
     )
@@ -88,6 +88,7 @@ def vit7b16_gram() -> RunConfig:
         ),
         losses=LossConfig(
             koleo_weight=0.1,
+            koleo_distributed=False,
             local_weight=StagedSchedule(start=1.0, peak=1.0, end=0.5, cosine_steps=1000),
             gram=GramConfig(
                 weight=StagedSchedule(start=0.0, peak=0.0, end=2.0, cosine_steps=1000),
@@ -161,7 +162,7 @@ def vitl16_in1k() -> RunConfig:
             clip=3.0,
             layer_decay=0.9,
         ),
-        losses=LossConfig(koleo_weight=0.1),
+        losses=LossConfig(koleo_weight=0.1, koleo_distributed=False),
         drop_path=0.3,
     )
     return RunConfig(
