@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -41,3 +43,21 @@ def test_a_model_in_training_mode_is_refused() -> None:
     engine = EagerEngine(create_model("debug_vit").train(), device=CPU, precision="fp32")
     with pytest.raises(InputError, match="training mode"):
         engine(torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_bfloat16_file_runs_like_its_float32_copy(precision):
+    half = create_model("debug_vit_swiglu", dtype=torch.bfloat16)
+    full = copy.deepcopy(half).float()
+    x = torch.randn(2, 3, 32, 48)
+    (got,) = EagerEngine(half, device=CPU, precision=precision)(x)
+    (wanted,) = EagerEngine(full, device=CPU, precision=precision)(x)
+    assert torch.equal(got.patches, wanted.patches)
+
+
+def test_mixed_precision_shares_what_has_its_type_already():
+    half = create_model("debug_vit", dtype=torch.bfloat16)
+    mixed = mixed_bf16(half)
+    assert mixed.blocks[0].mlp.fc1.weight.data_ptr() == half.blocks[0].mlp.fc1.weight.data_ptr()
+    assert mixed.norm.weight.dtype == mixed.rope_embed.periods.dtype == torch.float32
+    assert half.norm.weight.dtype == torch.bfloat16 and mixed.blocks is not half.blocks

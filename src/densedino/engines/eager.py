@@ -74,21 +74,28 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
 
 
 def mixed_bf16(model: ModuleT) -> ModuleT:
-    """A copy whose matrix products are bfloat16; norms, residual stream, LayerScale and RoPE stay float32."""
-    mixed = copy.deepcopy(model)
-    for module in mixed.modules():
-        if isinstance(module, nn.Linear):
-            module.to(torch.bfloat16)
-    return mixed
+    """A copy whose matrix products are bfloat16; norms, residual stream, LayerScale and RoPE are float32.
+
+    What has its type already is shared with `model`, so that a large bfloat16 file stays mapped and is not copied.
+    """
+    memo: dict[int, Tensor] = {}
+    for module in model.modules():
+        dtype = torch.bfloat16 if isinstance(module, nn.Linear) else torch.float32
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            cast = tensor.detach().to(dtype)
+            memo[id(tensor)] = nn.Parameter(cast, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cast
+    return copy.deepcopy(model, memo)
 
 
 class EagerEngine:
     """Pixels of one size in, tokens of the asked blocks out; no gradients."""
 
+    name = "eager"
+
     def __init__(self, model: VisionTransformer | ConvNeXt, *, device: torch.device, precision: Precision) -> None:
         self.device = device
         self.precision = precision
-        self.model = model.to(device)
+        self.model = model.to(device) if precision == "bf16" else model.to(device, torch.float32)
         self._runner = mixed_bf16(self.model) if precision == "bf16" else self.model
 
     def __call__(self, pixels: Tensor, *, layers: Sequence[int] = (-1,), norm: bool = True) -> list[LayerTokens]:
