@@ -37,6 +37,10 @@ HEAVY = {
     "av",
     "xarray",
     "datasets",
+    "openvino",
+    "nncf",
+    "onnx",
+    "onnxruntime",
     "tensorboard",
 }
 

@@ -42,7 +42,9 @@ def run(
     layers: tuple[int, ...] = (),
     batch_size: str = "auto",
     device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    engine: Literal["auto", "eager", "compile", "openvino", "onnx", "stream"] = "auto",
+    precision: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto",
+    memory: str | None = None,
     every: int = 1,
     limit: int | None = None,
     format: Literal["lance", "npz", "safetensors"] = "lance",  # noqa: A002 (the option's name)
@@ -69,7 +71,9 @@ def run(
         layers: blocks whose tokens are kept too, besides the final ones; 0 is the first, -1 the last.
         batch_size: images of one size that are run at once, or auto.
         device: auto, cpu, cuda, mps.
-        precision: auto (bf16 on a GPU that has it), fp32, bf16.
+        engine: what runs the model: auto (the fastest that is installed), eager, compile, openvino, onnx, stream.
+        precision: auto (bf16 on a GPU that has it), fp32, bf16, int8, int4.
+        memory: with --engine stream, what may be used of RAM at the peak: 3GB.
         every: of the frames of a video, take each so many-th.
         limit: take the first so many inputs only.
         format: lance (one store), npz or safetensors (one file per image).
@@ -85,7 +89,16 @@ def run(
     from densedino.features.extract import extract
     from densedino.features.extractor import load
 
-    dino = load(model, weights=weights, device=device, precision=precision, resize=size, fit=fit)
+    dino = load(
+        model,
+        weights=weights,
+        device=device,
+        engine=engine,
+        precision=precision,
+        memory=memory,
+        resize=size,
+        fit=fit,
+    )
     dino = dino.with_transform(replace(dino.transform, max_tokens=max_tokens or None, max_value=max_value))
     with _progress(dino) as (announce, advance):
         report = extract(
@@ -138,6 +151,7 @@ def _say_plan(plan: Plan, dino: FeatureExtractor) -> None:
     size = "native size" if transform.resize is None else f"resized to {transform.resize}"
     most = f", at most {transform.max_tokens:,} patches" if transform.max_tokens else ""
     _note(f"model      {card.model} on {dino.device}, {dino.precision}; {size}, fit by {transform.fit}{most}")
+    _note(f"engine     {dino.engine.name}: {dino.engine_reason}")
     parts = [f"to do      {len(plan.jobs):,} of {_count(plan.inputs, 'input')}"]
     parts += [f"{_count(plan.videos, 'video')} among them"] if plan.videos else []
     parts += [f"{plan.done:,} done before"] if plan.done else []

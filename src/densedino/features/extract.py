@@ -59,7 +59,7 @@ def store_metadata(dino: FeatureExtractor, *, layers: Sequence[int] = (), every:
         "weights": dino.card.to_dict(),
         "untrained": dino.card.untrained,
         "transform": dino.transform.to_dict(),
-        "precision": dino.precision,
+        "precision": dino.numerics,
         "stride": model.stride,
         "embed_dim": model.embed_dim,
         "layers": sorted(layers),

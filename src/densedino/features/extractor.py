@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densedino.engines.eager import EagerEngine, LayerTokens, choose_device, choose_precision
+from densedino.engines.choice import build_engine, choose_engine
+from densedino.engines.eager import LayerTokens, choose_device
 from densedino.errors import InputError, UnknownNameError, UntrainedWarning
 from densedino.features.tokens import Features, Norm
 from densedino.images.transforms import Transform
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from densedino.engines.eager import Precision
+    from densedino.engines.protocol import Engine
     from densedino.images.transforms import Fit, Prepared, Resize
     from densedino.models.convnext import ConvNeXt
     from densedino.models.vit import VisionTransformer
@@ -37,7 +39,9 @@ def load(
     *,
     weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
     device: str | torch.device = "auto",
+    engine: str = "auto",
     precision: str = "auto",
+    memory: str | int | None = None,
     resize: Resize = None,
     fit: Fit = "pad",
 ) -> FeatureExtractor:
@@ -47,51 +51,74 @@ def load(
         name: weights (`list_weights()`: "vitl16-sat493m"), an architecture ("vits16"), or nothing: then the file tells,
             or without a file the package's own small model is taken.
         weights: a checkpoint in any dialect: a path, an https:// URL, a Hugging Face or timm hub id, a mapping of
-            tensors, or "random" for seeded random weights.
+            tensors, or "random" for seeded random weights; or a file that `densedino quantize` wrote.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32", or "bf16".
+        engine: "auto" (the fastest that is installed: `.engine_reason` says why), "eager" (plain PyTorch), "compile"
+            (torch.compile), "openvino" or "onnx" (pip extra `engines`), "stream" (larger than the memory).
+        precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16", or "int8", "int4" (OpenVINO).
+        memory: with engine "stream", what the process may have in RAM at its peak: "3GB".
         resize: None for the image's own size, N for a short side of N pixels, (H, W) for exactly that.
         fit: what becomes of sizes that are no multiple of the stride: "pad", "crop", "resize" or "error".
 
     Raises:
-        UnknownNameError: no such model, weights or precision.
+        UnknownNameError: no such model, weights, engine or precision.
         WeightsError: the checkpoint is not there, damaged, or of another model than asked.
-        InputError: a device or precision that cannot be used.
+        InputError: a device, engine or precision that cannot be used, or not together.
+        MissingExtraError: the engine's packages are not installed; the message names the pip command.
 
     Warns:
         UntrainedWarning: the default weights are random, and nobody asked for that (`weights="random"`).
     """
     chosen = choose_device(device)
-    exact = choose_precision(precision, chosen)
-    model, card = load_weights(name, weights=weights)
+    running, card, reason = _start(name, weights, device=chosen, engine=engine, precision=precision, memory=memory)
     if card.untrained and weights is None:
         message = (
             f"{card.name} is UNTRAINED: its weights are random, and so are its features. Pass weights=… for real ones."
         )
         warnings.warn(message, UntrainedWarning, stacklevel=2)
-    transform = Transform(mean=card.mean, std=card.std, stride=model.stride, resize=resize, fit=fit)
-    return FeatureExtractor(model, transform, card, device=chosen, precision=exact)
+    transform = Transform(mean=card.mean, std=card.std, stride=running.model.stride, resize=resize, fit=fit)
+    return FeatureExtractor(running, transform, card, reason=reason)
+
+
+def _start(
+    name: str | None,
+    weights: Any,
+    *,
+    device: torch.device,
+    engine: str,
+    precision: str,
+    memory: str | int | None,
+) -> tuple[Engine, WeightsCard, str]:
+    """The engine with its weights, the weights' card, and why this engine."""
+    if engine == "stream" or (engine == "auto" and memory is not None):
+        choice = choose_engine(engine, precision=precision, device=device, parameters=0, memory=memory is not None)
+        from densedino.engines.streamed import DEFAULT_MEMORY, StreamEngine
+        from densedino.weights.loading import load_stored
+
+        source = load_stored(name, weights=weights)
+        exact: Precision = "fp32" if choice.precision == "fp32" else "bf16"
+        return StreamEngine(source, precision=exact, memory=memory or DEFAULT_MEMORY), source.card, choice.reason
+    # What can be refused is refused before anything is read.
+    choose_engine(engine, precision=precision, device=device, parameters=0, memory=memory is not None)
+    model, card = load_weights(name, weights=weights)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    choice = choose_engine(engine, precision=precision, device=device, parameters=count)
+    return build_engine(choice, model, device=device), card, choice.reason
 
 
 class FeatureExtractor:
     """Images in, `Features` out. Made by `dd.load`; the same images give the same features on every call."""
 
-    def __init__(
-        self,
-        model: VisionTransformer | ConvNeXt,
-        transform: Transform,
-        card: WeightsCard,
-        *,
-        device: torch.device,
-        precision: Precision,
-    ) -> None:
+    def __init__(self, engine: Engine, transform: Transform, card: WeightsCard, *, reason: str = "as asked") -> None:
         self.transform = transform
         self.card = card
-        self.engine = EagerEngine(model, device=device, precision=precision)
+        self.engine = engine
+        self.engine_reason = reason
+        """Why this engine, in one line."""
 
     @property
     def model(self) -> VisionTransformer | ConvNeXt:
-        """The backbone, a plain `nn.Module` in float32."""
+        """The backbone, a plain `nn.Module`."""
         return self.engine.model
 
     @property
@@ -100,9 +127,18 @@ class FeatureExtractor:
         return self.engine.device
 
     @property
-    def precision(self) -> Precision:
+    def precision(self) -> str:
         """What matrix products are computed in."""
         return self.engine.precision
+
+    @property
+    def numerics(self) -> str:
+        """What decides the numbers besides weights and pixels: engines agree in fp32, so there it is that alone.
+
+        In other precisions OpenVINO rounds at other places than PyTorch.
+        """
+        apart = self.precision != "fp32" and self.engine.name == "openvino"
+        return f"{self.precision} by {self.engine.name}" if apart else self.precision
 
     def with_transform(self, transform: Transform) -> FeatureExtractor:
         """The same model with another transform; statistics must stay those of the weights.
@@ -116,9 +152,7 @@ class FeatureExtractor:
                     f"transform.{name} is {getattr(transform, name)}, but these weights were trained with "
                     f"{getattr(self.transform, name)}. Change other fields: dataclasses.replace(dino.transform, …)."
                 )
-        other = object.__new__(type(self))
-        other.transform, other.card, other.engine = transform, self.card, self.engine
-        return other
+        return FeatureExtractor(self.engine, transform, self.card, reason=self.engine_reason)
 
     @property
     def fingerprint(self) -> str:
@@ -127,7 +161,7 @@ class FeatureExtractor:
             "model": asdict(self.model.spec),
             "weights": self.card.sha256,
             "transform": self.transform.fingerprint(),
-            "precision": self.precision,
+            "precision": self.numerics,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -198,7 +232,7 @@ class FeatureExtractor:
         untrained = ", UNTRAINED" if self.card.untrained else ""
         return (
             f"FeatureExtractor({self.card.name}{untrained}, weights {self.card.sha256[:8]}, "
-            f"{self.device}, {self.precision}, {self.transform})"
+            f"{self.device}, {self.engine.name}, {self.precision}, {self.transform})"
         )
 
 

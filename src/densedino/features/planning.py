@@ -132,7 +132,7 @@ class Settings:
         in_flight = min(image * survey.images, 3 * self.segment_bytes + image)
         ahead = min(image * survey.images, max(AHEAD_BYTES, image * (self.decoders + 1)))
         decoding = self.decoders * survey.largest_pixels * 12
-        copies = 2 if dino.precision == "bf16" else 1
+        copies = 1 if (dino.engine.name, dino.precision) == ("eager", "fp32") else 2
         return copies * weights + self.streams * activations + in_flight + ahead + decoding
 
 

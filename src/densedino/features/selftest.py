@@ -20,6 +20,7 @@ import torch
 
 from densedino.engines.eager import choose_device
 from densedino.errors import DenseDinoError
+from densedino.engines.eager import EagerEngine
 from densedino.features.extractor import FeatureExtractor, load
 from densedino.images.transforms import Transform
 from densedino.models.catalog import create_model
@@ -177,7 +178,8 @@ def golden_extractor(name: str, *, device: str = "cpu") -> FeatureExtractor:
         untrained=True,
     )
     transform = Transform(mean=mean, std=std, stride=model.stride)
-    return FeatureExtractor(model, transform, card, device=torch.device(device), precision="fp32")
+    engine = EagerEngine(model, device=torch.device(device), precision="fp32")
+    return FeatureExtractor(engine, transform, card)
 
 
 def golden_features(name: str, *, device: str = "cpu") -> Features:
@@ -288,7 +290,7 @@ def check_released(weights: str | os.PathLike[str], image: str | os.PathLike[str
         image: COCO's val2017/000000039769.jpg (two cats, 640×480).
     """
     try:
-        dino = load(weights=weights, device="cpu", precision="fp32")
+        dino = load(weights=weights, device="cpu", engine="eager", precision="fp32")
     except DenseDinoError as error:
         return [Check(name="released weights", status="failed", found=str(error), fix="see there")]
     card = dino.card
