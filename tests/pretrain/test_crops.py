@@ -176,3 +176,19 @@ def test_configuration_is_checked():
         replace(SMALL, std=(1.0,) * 4)
     with pytest.raises(InputError, match="rgb=None"):
         CropConfig(mean=(0.5,), std=(0.2,))
+
+
+def test_windows_say_where_a_crop_lies() -> None:
+    # A picture whose red is its row and whose green is its column: the crop's middle tells where it was cut.
+    rows, cols = torch.meshgrid(torch.arange(100.0) + 0.5, torch.arange(160.0) + 0.5, indexing="ij")
+    image = torch.stack([rows / 100, cols / 160, rows * 0])
+    plain = CropConfig(
+        mean=(0.0,) * 3, std=(1.0,) * 3, global_size=32, num_local=0, jitter_probability=0, grayscale=0, solarize=0
+    )
+    for index in range(8):
+        crops = make_crops(image, plain, seed=0, step=0, index=index)
+        assert crops.windows is not None
+        for crop, (top, left, height, width, mirrored) in zip(crops.global_crops, crops.windows.tolist(), strict=True):
+            assert crop[0].mean() == pytest.approx(top + height / 2, abs=0.01)
+            assert crop[1].mean() == pytest.approx(left + width / 2, abs=0.01)
+            assert (crop[1, 16, 0] > crop[1, 16, -1]) == bool(mirrored)

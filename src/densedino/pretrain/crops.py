@@ -90,15 +90,20 @@ class Crops:
     """[G, C, size, size]: crop g shows what global crop g shows."""
     offsets: Tensor | None = None
     """[L, 2] with `local_from_global`: top and left of each local crop in global crop (index mod G), in pixels."""
+    windows: Tensor | None = None
+    """[G, 5], of each global crop: top, left, height and width in shares of the picture's; 1 if mirrored, else 0."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Crops:
         """The crops with `function` applied to each tensor that is there."""
-        gram, offsets = (None if x is None else function(x) for x in (self.gram_crops, self.offsets))
+        gram, offsets, windows = (
+            None if x is None else function(x) for x in (self.gram_crops, self.offsets, self.windows)
+        )
         return Crops(
             global_crops=function(self.global_crops),
             local_crops=function(self.local_crops),
             gram_crops=gram,
             offsets=offsets,
+            windows=windows,
         )
 
     def finite(self) -> Tensor:
@@ -138,7 +143,8 @@ def make_crops(
         )
     shared = _draw_colours(rng, config) if config.share_jitter else None
     size = max(config.global_size, config.gram_size or 0)
-    bases = [_random_crop(image, size, config.global_scale, white, rng, config) for _ in range(config.num_global)]
+    drawn = [_random_crop(image, size, config.global_scale, white, rng, config) for _ in range(config.num_global)]
+    bases = [base for base, _ in drawn]
     views, gram, locals_, offsets = [], [], [], []
     for g, base in enumerate(bases):
         distortion = _draw_distortion(rng, config, kind=min(g, 1), colours=shared)
@@ -155,13 +161,14 @@ def make_crops(
                 _resize(bases[local % config.num_global], config.global_size), offsets[-1], config.local_size
             )
         else:
-            crop = _random_crop(image, config.local_size, config.local_scale, white, rng, config)
+            crop, _ = _random_crop(image, config.local_size, config.local_scale, white, rng, config)
         locals_.append(distort(crop, _draw_distortion(rng, config, kind=2, colours=shared), rgb=config.rgb))
     return Crops(
         global_crops=_normalize(views, config, config.global_size),
         local_crops=_normalize(locals_, config, config.local_size),
         gram_crops=_normalize(gram, config, config.gram_size) if config.gram_size is not None else None,
         offsets=torch.tensor(offsets).view(-1, 2) if config.local_from_global else None,
+        windows=torch.tensor([window for _, window in drawn]),
     )
 
 
@@ -176,7 +183,11 @@ def stack_crops(samples: Sequence[Crops]) -> Crops:
     assert global_crops is not None
     assert local_crops is not None
     return Crops(
-        global_crops=global_crops, local_crops=local_crops, gram_crops=stack("gram_crops"), offsets=stack("offsets")
+        global_crops=global_crops,
+        local_crops=local_crops,
+        gram_crops=stack("gram_crops"),
+        offsets=stack("offsets"),
+        windows=stack("windows"),
     )
 
 
@@ -199,8 +210,10 @@ def random_box(
 
 def _random_crop(
     image: Tensor, size: int, scale: tuple[float, float], white: float, rng: np.random.Generator, config: CropConfig
-) -> Tensor:
-    top, left, h, w = random_box(*image.shape[1:], scale=scale, rng=rng)
+) -> tuple[Tensor, list[float]]:
+    """A crop, and its row of `Crops.windows`."""
+    H, W = image.shape[1:]
+    top, left, h, w = random_box(H, W, scale=scale, rng=rng)
     crop = image[:, top : top + h, left : left + w]
     if image.dtype == torch.uint8:  # resized as bytes: four times as fast, and rounded as Pillow does
         parts = crop.split(3)  # torch's fast path for bytes takes up to four channels
@@ -208,7 +221,8 @@ def _random_crop(
     else:
         crop = _resize(crop.float() / white, size)
         crop = crop if image.dtype.is_floating_point else crop.clamp_(0, 1)
-    return crop.flip(-1) if rng.random() < config.hflip else crop
+    mirrored = rng.random() < config.hflip
+    return crop.flip(-1) if mirrored else crop, [top / H, left / W, h / H, w / W, float(mirrored)]
 
 
 def _resize(image: Tensor, size: int) -> Tensor:

@@ -299,6 +299,7 @@ def _joined(parts: list[Batch]) -> Batch:
             local_crops=local_crops,
             gram_crops=join("gram_crops"),
             offsets=join("offsets"),
+            windows=join("windows"),
         ),
         masks=_cat([part.masks for part in parts]),
         sample_ids=tuple(name for part in parts for name in part.sample_ids),
