@@ -56,7 +56,7 @@ def run_folder(tmp_path: Path) -> Path:
             "cls_patch_cosine": 0.2 + 0.3 * lost,
             "near_cosine": 0.8 - 0.2 * lost,
             "far_cosine": 0.3 - 0.2 * learnt,
-            "locality": 0.5 + 0.2 * learnt - 0.4 * lost,
+            "coherence": 0.5 + 0.2 * learnt - 0.4 * lost,
             "knn": 0.3 + 0.5 * learnt,
             "knn_majority": 0.3 + 0.45 * learnt,
             "miou": 0.15 + 0.25 * learnt - 0.1 * lost,

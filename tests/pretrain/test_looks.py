@@ -87,7 +87,7 @@ def test_a_look_measures_what_it_is_given(backbone: nn.Module, classes: Path, ma
     assert look.measures["miou"] > 0.6
     assert look.measures["pixel_accuracy"] > 0.8
     assert look.measures["effective_rank"] <= look.measures["effective_rank_limit"] == 20
-    assert look.measures["locality"] == look.measures["near_cosine"] - look.measures["far_cosine"]
+    assert -1 <= look.measures["coherence"] <= 1
 
 
 def test_a_look_changes_nothing_and_is_repeatable(backbone: nn.Module) -> None:

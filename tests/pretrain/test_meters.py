@@ -13,6 +13,7 @@ from densedino.errors import InputError
 from densedino.pretrain.losses import gram_loss
 from densedino.pretrain.meters import (
     cls_patch_cosine,
+    coherence,
     demand_entropy,
     drift_matrix,
     effective_rank,
@@ -154,15 +155,14 @@ def test_near_and_far_of_a_picture_with_two_halves() -> None:
         near_and_far(torch.ones(1, 1, 8, 2))
 
 
-def test_locality_falls_with_noise_and_with_a_common_part() -> None:
+def test_coherence_falls_with_noise_and_artefacts_and_not_with_what_is_common() -> None:
     smooth = torch.nn.functional.interpolate(noise(4, 16, 3, 3), (12, 12), mode="bilinear").permute(0, 2, 3, 1)
-
-    def locality(x: torch.Tensor) -> float:
-        near, far = near_and_far(x)
-        return near - far
-
-    assert locality(smooth + noise(4, 12, 12, 16, seed=4)) < 0.8 * locality(smooth)
-    assert locality(smooth + 3) < 0.8 * locality(smooth)
+    assert coherence(smooth + 3 * noise(4, 1, 1, 16, seed=5)) == pytest.approx(coherence(smooth), abs=1e-5)
+    assert coherence(smooth + noise(4, 12, 12, 16, seed=4)) < 0.8 * coherence(smooth)
+    artefacts = torch.where(torch.rand(4, 12, 12, 1, generator=torch.Generator().manual_seed(1)) < 0.2, 5.0, smooth)
+    assert coherence(artefacts) < 0.8 * coherence(smooth)
+    assert coherence(noise(8, 20, 20, 64)) == pytest.approx(0, abs=0.02)
+    assert coherence(torch.ones(2, 4, 4, 3)) == pytest.approx(0, abs=1e-6), "constant patches have nothing left"
 
 
 def test_cosine_of_cls_and_patches() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def test_everything_measured_has_its_chart(run_folder: Path) -> None:
     shown = {panel.title: [chart.title for chart in panel.charts] for panel in panels(read_run(run_folder))}
     assert shown["Does it learn?"] == ["k-NN accuracy", "Segmentation mIoU", "Effective rank", "Feature deviation"]
-    assert shown["Do patches hold?"] == ["Drift", "Locality", "Near and far patches", "CLS and patches"]
+    assert shown["Do patches hold?"] == ["Drift", "Coherence", "Near and far patches", "CLS and patches"]
     assert shown["Losses"] == ["Total loss", "DINO loss", "Prototype entropy, DINO"]
     assert shown["Steps"] == ["Gradient norm, backbone", "Learning rate", "Images per second"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from densedino.distributed import all_reduce
 from densedino.errors import DenseDinoError, InputError
 from densedino.images.decoding import read_image
-from densedino.pretrain.meters import cls_patch_cosine, effective_rank, feature_std, near_and_far
+from densedino.pretrain.meters import cls_patch_cosine, coherence, effective_rank, feature_std, near_and_far
 from densedino.pretrain.probe_folders import evenly, read_class_folder, read_mask, read_mask_folder
 from densedino.pretrain.probes import confusion_matrix, fit_linear_probe, knn_vote, mean_iou, patch_shares
 
@@ -231,15 +231,15 @@ class Observer:
     def _look_at_images(self, backbone: nn.Module, count: int) -> dict[str, float]:
         images = (x for i in evenly(self.total, count) for _, x in self._readable(i))
         cls: list[Tensor] = []
-        sums = torch.zeros(4, dtype=torch.float64)
+        sums = torch.zeros(5, dtype=torch.float64)
         for tokens in self._encode(backbone, images):
             cls.append(tokens.cls)
-            near, far = near_and_far(tokens.patches)
-            to_cls = cls_patch_cosine(tokens.cls, tokens.patches.flatten(1, 2))
-            sums += torch.tensor([1, near, far, to_cls], dtype=torch.float64) * len(tokens.cls)
+            parts = [1.0, *near_and_far(tokens.patches), coherence(tokens.patches)]
+            parts.append(cls_patch_cosine(tokens.cls, tokens.patches.flatten(1, 2)))
+            sums += torch.tensor(parts, dtype=torch.float64) * len(tokens.cls)
         if not cls:
             raise InputError("none of the chosen training images can be read.")
-        near, far, to_cls = (sums[1:] / sums[0]).tolist()
+        near, far, coherent, to_cls = (sums[1:] / sums[0]).tolist()
         every = torch.cat(cls)
         return {
             "feature_std": feature_std(every),
@@ -248,7 +248,7 @@ class Observer:
             "cls_patch_cosine": to_cls,
             "near_cosine": near,
             "far_cosine": far,
-            "locality": near - far,
+            "coherence": coherent,
         }
 
     def _look_at_classes(self, backbone: nn.Module, sizes: Sizes) -> dict[str, float]:

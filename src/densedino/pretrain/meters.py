@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Drift",
     "cls_patch_cosine",
+    "coherence",
     "demand_entropy",
     "drift_matrix",
     "effective_rank",
@@ -136,8 +137,8 @@ def similarity_drift(patches: Tensor, reference: Tensor) -> Drift:
 def near_and_far(patches: Tensor) -> tuple[float, float]:
     """Mean cosine of neighbouring patches, and of patches at least half the grid apart, of [B, h, w, D].
 
-    Their difference is how local the features are. It falls when patches are noisy (near ones differ) and when they
-    all carry the same (far ones agree), the two ways in which dense features degrade (DINOv3 §4.1).
+    Both rise when patches come to carry a part that is common to the image, as they do in long training (DINOv3
+    §4.1); `coherence` tells whether that costs anything.
 
     Raises:
         InputError: the grid is smaller than 2×2.
@@ -150,6 +151,19 @@ def near_and_far(patches: Tensor) -> tuple[float, float]:
     dy, dx = ((p.flatten()[:, None] - p.flatten()).abs() for p in (y, x))
     near, far = dy + dx == 1, (2 * dy >= h) | (2 * dx >= w)
     return float(similarity[near].mean()), float(similarity[far].mean())
+
+
+@torch.no_grad()
+def coherence(patches: Tensor) -> float:
+    """Mean cosine of neighbouring patches of [B, h, w, D], each without the mean patch of its image: at most 1.
+
+    It falls when patches become noisy or lose their place to artefacts, which is what harms dense tasks. What all
+    patches of an image have in common does not count: a linear map or a similarity map can do without it.
+
+    Raises:
+        InputError: the grid is smaller than 2×2.
+    """
+    return near_and_far(patches.float() - patches.float().mean((1, 2), keepdim=True))[0]
 
 
 @torch.no_grad()

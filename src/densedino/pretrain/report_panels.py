@@ -86,9 +86,9 @@ def panels(run: RunData) -> list[Panel]:
     ]
     patches = [
         _chart(run, "Drift", "patch structure lost since the best look", drift, floor=0, marked=True, dots=True),
-        looked("Locality", "near minus far; falls if patches degrade", {"locality": ""}, marked=True),
+        looked("Coherence", "of neighbours; falls if patches degrade", {"coherence": ""}, marked=True),
         looked("Near and far patches", "mean cosine", {"near_cosine": "near", "far_cosine": "far"}, marked=True),
-        looked("CLS and patches", "mean cosine; rises if patches degrade", {"cls_patch_cosine": ""}, marked=True),
+        looked("CLS and patches", "mean cosine; rises in long training", {"cls_patch_cosine": ""}, marked=True),
     ]
     losses = sorted(each("losses", "{} loss"), key=lambda chart: chart.title != "Total loss")
     losses += each("prototype_entropy", "Prototype entropy, {}", "of 1; near 0: few prototypes are used")
