@@ -57,8 +57,11 @@ class DistillConfig:
     """Crops at the size that the largest stride needs: `crops.stride` is that stride. Masks say at which patches
     iBOT's term is taken; the students see whole crops. No Gram anchoring, as its teacher is the teacher."""
     dino_head: HeadConfig = HeadConfig()
-    """Of teacher and students: they share prototypes' number, not the prototypes."""
+    """The teacher's. Students have as many prototypes, but their own."""
     ibot_head: HeadConfig = HeadConfig()
+    student_dino_head: HeadConfig | None = None
+    """The students'; None: like the teacher's."""
+    student_ibot_head: HeadConfig | None = None
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     fidelity: Fidelity = "released"
@@ -199,7 +202,7 @@ def read_teacher(config: DistillConfig, *, say: Callable[[str], None] = print) -
             f"{config.teacher!r} has no snapshot with a teacher and its heads. Give the folder of a run of densedino"
             " pretrain (not sharded); weights without heads teach by features: densedino.pretrain.feature_run."
         )
-    teacher = _network(config.teacher_spec, config, seed=0)
+    teacher = _network(config.teacher_spec, replace(config, student_dino_head=None, student_ibot_head=None), seed=0)
     with safe_open(snapshot.path / "model.safetensors", framework="pt") as file:
         prefix = "model.teacher."
         state = {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
@@ -337,8 +340,8 @@ def _network(spec: ViTSpec | ConvNeXtSpec, config: DistillConfig, *, seed: int) 
         torch.manual_seed(seed)
         return Network(
             spec,
-            dino_head=config.dino_head,
-            ibot_head=config.ibot_head,
+            dino_head=config.student_dino_head or config.dino_head,
+            ibot_head=config.student_ibot_head or config.ibot_head,
             in_chans=len(config.stage.resolutions[0].crops.mean),
             device="cpu",
         )

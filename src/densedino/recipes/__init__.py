@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from densedino.errors import UnknownNameError
 
 if TYPE_CHECKING:
+    from densedino.pretrain.distill import DistillConfig
     from densedino.pretrain.settings import RunConfig
 
-__all__ = ["RECIPES", "list_recipes", "recipe"]
+__all__ = ["DISTILL_RECIPES", "RECIPES", "distill_recipe", "list_recipes", "recipe"]
 
 RECIPES: dict[str, tuple[str, str]] = {
     "debug": ("one_machine", "all three stages of a tiny model, in seconds on a CPU"),
@@ -34,6 +35,15 @@ RECIPES: dict[str, tuple[str, str]] = {
 }
 """Name → the module that has a function of this name, and what it is for."""
 
+DISTILL_RECIPES: dict[str, tuple[str, str]] = {
+    "vit_distill": ("reference_distillation", "the paper's ViT-S, S+, B and L at once, from a trained teacher's prototypes"),
+    "convnext_tiny_distill": ("reference_distillation", "the paper's ConvNeXt-T, at twice its teacher's resolution"),
+    "convnext_small_distill": ("reference_distillation", "the paper's ConvNeXt-S"),
+    "convnext_base_distill": ("reference_distillation", "the paper's ConvNeXt-B"),
+    "convnext_large_distill": ("reference_distillation", "the paper's ConvNeXt-L"),
+}
+"""The same, of recipes that need a teacher."""
+
 
 def list_recipes() -> list[str]:
     """Names of all recipes, ours first, then those of the paper's models."""
@@ -47,7 +57,21 @@ def recipe(name: str) -> RunConfig:
         UnknownNameError: no such recipe; the message names the nearest.
     """
     if name not in RECIPES:
-        raise UnknownNameError("recipe", name, RECIPES)
+        hint = f"{name!r} needs a teacher: densedino.recipes.distill_recipe." if name in DISTILL_RECIPES else ""
+        raise UnknownNameError("recipe", name, RECIPES, hint=hint)
     module = importlib.import_module(f"densedino.recipes.{RECIPES[name][0]}")
     config: RunConfig = getattr(module, name)()
+    return config
+
+
+def distill_recipe(name: str, *, teacher: str) -> DistillConfig:
+    """The settings of the distillation recipe `name`, from the run in the folder `teacher`.
+
+    Raises:
+        UnknownNameError: no such recipe; the message names the nearest.
+    """
+    if name not in DISTILL_RECIPES:
+        raise UnknownNameError("distillation recipe", name, DISTILL_RECIPES)
+    module = importlib.import_module(f"densedino.recipes.{DISTILL_RECIPES[name][0]}")
+    config: DistillConfig = getattr(module, name)(teacher)
     return config
