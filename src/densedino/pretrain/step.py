@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -18,15 +18,15 @@ from densedino.pretrain.passes import Passes, Precision, make_targets
 from densedino.pretrain.schedules import scale_lr
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from densedino.pretrain.crops import Crops
     from densedino.pretrain.settings import StageConfig
-    from densedino.pretrain.student_teacher import Network, StudentTeacher
+    from densedino.pretrain.student_teacher import StudentTeacher
 
-__all__ = ["Batch", "StepReport", "StepValues", "finish_step", "step_values", "train_step"]
+__all__ = ["Batch", "Learner", "StepReport", "StepValues", "finish_step", "step_values", "train_step"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -210,9 +210,19 @@ def train_step(
     return replace(report, gram_refreshed=refreshed, features=features, prototype_entropy=entropy)
 
 
+class Learner(Protocol):
+    """What `finish_step` needs of a network: its parameters, and the parts that are clipped by themselves."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All of them."""
+
+    def parts(self) -> dict[str, nn.Module]:
+        """By name; "backbone" is the one that `StepValues.frozen_backbone` freezes."""
+
+
 def finish_step(
-    student: Network,
-    teacher: Network,
+    student: Learner,
+    teacher: Learner,
     optimizer: torch.optim.Optimizer,
     batches: Sequence[Batch],
     *,
