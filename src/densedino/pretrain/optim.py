@@ -120,7 +120,8 @@ def update_ema(teacher: nn.Module, student: nn.Module, *, momentum: float) -> No
             " the student, or other shapes. Build both from the same specification."
         )
     if momentum == 0:
-        torch._foreach_copy_(ours, theirs)
+        for one, other in zip(ours, theirs, strict=True):  # DTensors have no _foreach_copy_
+            one.copy_(other)
     else:
         torch._foreach_mul_(ours, momentum)
         torch._foreach_add_(ours, theirs, alpha=1 - momentum)
