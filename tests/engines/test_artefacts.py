@@ -57,18 +57,19 @@ def test_a_killed_maker_leaves_nothing_that_is_taken_for_whole(tmp_path) -> None
     assert killed.stdout.readline() == "begun\n"
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    out, _ = start(tmp_path, 0).communicate(timeout=120)
+    out, _ = start(tmp_path, 0).communicate(timeout=500)
     folder = Path(out.splitlines()[-1])
     assert sorted(p.name for p in folder.iterdir()) == ["key.json", "one", "two"]
+    assert not list(folder.parent.glob("*.tmp")), "the next one tidies up"
 
 
 def test_two_processes_make_one(tmp_path) -> None:
     first = start(tmp_path, 3)
     assert first.stdout.readline() == "begun\n"
     second = start(tmp_path, 0)
-    out, _ = second.communicate(timeout=120)
+    out, _ = second.communicate(timeout=500)
     assert "begun" not in out
-    assert first.communicate(timeout=120)[0].strip() == out.strip()
+    assert first.communicate(timeout=500)[0].strip() == out.strip()
 
 
 def test_state_and_digest_follow_the_weights(lively) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 from densedino.checkpoint import atomic_path
@@ -50,6 +51,8 @@ def artefact(key: Mapping[str, object], make: Callable[[Path], None]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f"{digest}.lock"):
         if not folder.is_dir():
+            for stale in folder.parent.glob(f".{digest}.*.tmp"):  # of a process that was killed
+                shutil.rmtree(stale, ignore_errors=True)
             with atomic_path(folder, directory=True) as scratch:
                 make(scratch)
                 (scratch / "key.json").write_text(text + "\n", encoding="utf-8")

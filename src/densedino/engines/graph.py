@@ -109,7 +109,8 @@ class Graph(nn.Module):
     def _vit(self, model: VisionTransformer, image: Tensor) -> dict[str, Tensor]:
         patches = model.patch_embed.proj(image)
         height, width = patches.shape[2:]
-        prefix: list[Tensor] = [model.cls_token, model.storage_tokens] if model.num_register_tokens else [model.cls_token]
+        prefix: list[Tensor] = [model.cls_token]
+        prefix += [model.storage_tokens] if model.num_register_tokens else []
         count = 1 + model.num_register_tokens
         start = torch.cat(prefix, dim=1).expand(image.shape[0], -1, -1)
         x = torch.cat([start, patches.flatten(2).transpose(1, 2)], dim=1)
