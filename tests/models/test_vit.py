@@ -200,3 +200,13 @@ def test_every_kind_exports_with_dynamic_shapes(name: str) -> None:
     )
     x = torch.randn(3, 3, 160, 64)
     torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_residuals_stay_in_float32_under_autocast(model: torch.nn.Module) -> None:
+    seen = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model.forward_features(torch.randn(1, 3, 32, 32))
+    assert seen == [torch.float32] * len(model.blocks)
+    assert out["x_norm_patchtokens"].dtype == torch.float32

@@ -132,6 +132,8 @@ class VisionTransformer(nn.Module):
 
     def _embed(self, x: Tensor, masks: Tensor | None) -> Tensor:
         patches = self.patch_embed(x).flatten(2).transpose(1, 2)
+        if torch.is_autocast_enabled(x.device.type):
+            patches = patches.float()  # what the blocks add to stays in float32
         if masks is not None:
             patches = torch.where(masks.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         prefix = [self.cls_token, self.storage_tokens] if self.num_register_tokens else [self.cls_token]
