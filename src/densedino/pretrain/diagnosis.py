@@ -25,7 +25,7 @@ DENSE_FALL = 0.05
 CLS_FALL = 0.02
 """k-NN accuracy that may be lost meanwhile: if more is, the whole model gets worse and not its patches alone."""
 COHERENCE_FALL = 0.15
-"""Without masks: the share of coherence that must be lost. Where faults were put into the patches of two trained models,
+"""Without masks: the share of coherence that must be lost. Where faults were put into patches of two trained models,
 mIoU had then lost 6 to 8 % (benchmarks/patch_meters.py)."""
 COLLAPSED_STD = 0.1
 """Feature deviation of a collapse, if it was twice as much before: a fresh network starts near 0."""
