@@ -260,7 +260,7 @@ def _scaled_gradients(
     scale: float,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of weight, bias and γ of `scale · γ · (branch @ weight.T + bias)`; `low` is `grad` as branch's dtype."""
+    """Gradients of weight, bias, γ of `scale · γ · (branch @ weight.T + bias)`; `low` is `grad` in branch's dtype."""
     if not any(needs):
         return None, None, None
     shared, total = weight_gradient(low, branch).mul_(scale), grad.sum(0).mul_(scale)

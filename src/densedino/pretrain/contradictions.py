@@ -81,7 +81,7 @@ def _gram_crops(crops: CropConfig, stage: StageConfig, place: str) -> Iterator[s
     if crops.gram_size is None:
         return
     if stage.losses.gram is None:
-        yield f"{place}.gram_size={crops.gram_size}, but losses.gram is None: nobody sees such crops. Set or unset both."
+        yield f"{place}.gram_size={crops.gram_size}, but losses.gram is None: nobody sees such crops. Set both or none."
     elif stage.losses.gram.source == "ema":
         yield (
             f"{place}.gram_size={crops.gram_size}, but losses.gram.source='ema' reads the EMA teacher's view of the"

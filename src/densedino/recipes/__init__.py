@@ -36,7 +36,7 @@ RECIPES: dict[str, tuple[str, str]] = {
 """Name → the module that has a function of this name, and what it is for."""
 
 DISTILL_RECIPES: dict[str, tuple[str, str]] = {
-    "vit_distill": ("reference_distillation", "the paper's ViT-S, S+, B and L at once, from a trained teacher's prototypes"),
+    "vit_distill": ("reference_distillation", "the paper's ViT-S, S+, B and L at once, from a teacher's prototypes"),
     "convnext_tiny_distill": ("reference_distillation", "the paper's ConvNeXt-T, at twice its teacher's resolution"),
     "convnext_small_distill": ("reference_distillation", "the paper's ConvNeXt-S"),
     "convnext_base_distill": ("reference_distillation", "the paper's ConvNeXt-B"),
