@@ -95,11 +95,11 @@ def test_a_bfloat16_file_gives_what_its_model_gives_in_mixed_precision(tmp_path,
     assert_same(StreamEngine(load_stored(weights=tmp_path / "x.safetensors"), memory="100GB")(pixels), wanted)
 
 
-@pytest.mark.parametrize(("bits", "least"), [(8, 0.9995), (4, 0.97)])
-def test_packed_weights_stream_and_are_near(tmp_path, deep, bits, least):
+@pytest.mark.parametrize(("to", "least"), [("bf16", 0.9999), ("int8", 0.9995), ("int4", 0.97)])
+def test_packed_weights_stream_and_are_near(tmp_path, deep, to, least):
     save_file(random_state(deep), tmp_path / "x.safetensors")
     source = load_stored(weights=tmp_path / "x.safetensors")
-    pack_weights(source, tmp_path / "p.safetensors", bits=bits)
+    pack_weights(source, tmp_path / "p.safetensors", to=to)
     pixels = torch.randn(2, 3, 64, 64)
     (exact,) = StreamEngine(source, precision="fp32", memory="100GB")(pixels)
     (packed,) = StreamEngine(load_stored(weights=tmp_path / "p.safetensors"), memory="100GB")(pixels)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from densedino.errors import InputError, StateDictError
+from densedino.engines.eager import EagerEngine
+from densedino.errors import InputError, StateDictError, UnknownNameError
 from densedino.models import catalog
 from densedino.weights import fitting
 from densedino.weights.loading import load_stored, load_weights
@@ -41,7 +42,7 @@ def test_rounding_is_to_the_nearest_of_a_group(bits, largest_error):
 def test_a_packed_file_loads_small_and_near(released, tmp_path, wide, bits):
     state = released(wide)
     save_file(state, tmp_path / "x.safetensors")
-    pack_weights(load_stored(weights=tmp_path / "x.safetensors"), tmp_path / "p.safetensors", bits=bits)
+    pack_weights(load_stored(weights=tmp_path / "x.safetensors"), tmp_path / "p.safetensors", to=f"int{bits}")
     stored = load_stored(weights=tmp_path / "p.safetensors")
     model, card = load_weights(weights=tmp_path / "p.safetensors")
     assert any(f"int{bits}" in note for note in card.notes) and card == replace(stored.card, notes=card.notes)
@@ -62,13 +63,15 @@ def test_what_cannot_be_packed_or_was_packed_otherwise_is_said(released, tmp_pat
     save_file(released("debug_vit"), tmp_path / "small.safetensors")
     small = load_stored(weights=tmp_path / "small.safetensors")
     with pytest.raises(InputError, match="widths that 128 divides"):
-        pack_weights(small, tmp_path / "p.safetensors", bits=8)
-    with pytest.raises(InputError, match="bits is 3"):
-        pack_weights(small, tmp_path / "p.safetensors", bits=3)
+        pack_weights(small, tmp_path / "p.safetensors", to="int8")
+    with pytest.raises(UnknownNameError, match="packing 'int3'"):
+        pack_weights(small, tmp_path / "p.safetensors", to="int3")
     with pytest.raises(InputError, match=r"Name it p\.safetensors"):
-        pack_weights(small, tmp_path / "p.pth", bits=8)
+        pack_weights(small, tmp_path / "p.pth", to="int8")
+    with pytest.raises(InputError, match="nothing is overwritten"):
+        pack_weights(small, tmp_path / "small.safetensors", to="int8")
     save_file(released(wide), tmp_path / "x.safetensors")
-    pack_weights(load_stored(weights=tmp_path / "x.safetensors"), tmp_path / "p.safetensors", bits=8)
+    pack_weights(load_stored(weights=tmp_path / "x.safetensors"), tmp_path / "p.safetensors", to="int8")
     state = load_file(tmp_path / "p.safetensors")
     assert unpack_state(state, {})[1] == {}
     with pytest.raises(StateDictError, match="does not know"):
@@ -78,3 +81,20 @@ def test_what_cannot_be_packed_or_was_packed_otherwise_is_said(released, tmp_pat
     del state["blocks.0.attn.qkv.weight"]
     with pytest.raises(StateDictError, match=r"blocks\.0\.attn\.qkv\.weight is packed"):
         unpack_state(state, {"densedino.packed": '{"bits": 8}'})
+
+
+def test_packing_to_bfloat16_is_rounding(released, tmp_path):
+    state = released("debug_vit_swiglu")
+    save_file(state, tmp_path / "x.safetensors")
+    stored = load_stored(weights=tmp_path / "x.safetensors")
+    path = pack_weights(stored, tmp_path / "p.safetensors", to="bf16")
+    for key, value in load_file(path).items():
+        matrix = key.startswith("blocks.") and value.ndim == 2
+        assert value.dtype == (torch.bfloat16 if matrix else torch.float32)
+        assert torch.equal(value, state[key].to(value.dtype)) or key.endswith("periods")
+    model, _ = load_weights(weights=path)
+    assert model.blocks[0].mlp.w1.weight.dtype == torch.bfloat16 and model.norm.weight.dtype == torch.float32
+    x = torch.randn(1, 3, 32, 32)
+    (got,) = EagerEngine(model, device=torch.device("cpu"), precision="bf16")(x)
+    (wanted,) = EagerEngine(load_weights(weights=state)[0], device=torch.device("cpu"), precision="bf16")(x)
+    assert torch.equal(got.patches, wanted.patches)

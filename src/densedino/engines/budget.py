@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,19 @@ if TYPE_CHECKING:
 
     from densedino.models.catalog import ViTSpec
 
-__all__ = ["StreamPlan", "block_bytes", "format_bytes", "parse_bytes", "plan_stream", "resident_bytes"]
+__all__ = [
+    "StreamPlan",
+    "available_bytes",
+    "block_bytes",
+    "format_bytes",
+    "least_stream",
+    "parse_bytes",
+    "plan_stream",
+    "resident_bytes",
+]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_SLACK = 96 << 20
+_SLACK = 64 << 20
 """For what PyTorch's kernels set up when they first run, and what the C library keeps of freed memory."""
 _ENOUGH_TOKENS = 16_384  # in a product: oneDNN lays the weights out anew for each, which takes as long as 200 tokens
 
@@ -107,27 +117,58 @@ def plan_stream(
     Raises:
         InputError: it does not fit; the message says what would.
     """
-    stream = 4 * spec.embed_dim * tokens * images
-    attention, mlp = token_bytes(spec, dtype)
-    whole = images * tokens
     for buffers in (2, 1):
-        fixed = resident + _SLACK + buffers * block_bytes(spec, dtype) + _matrix_bytes(spec, dtype) + outputs * stream
-        room = budget - fixed
-        rounds = -(-images // max(1, min(images, room // (attention * tokens), -(-_ENOUGH_TOKENS // tokens))))
-        at_once = -(-images // rounds)  # evenly
-        rounds = -(-whole // max(min(whole, 256), min(whole, room // mlp, _ENOUGH_TOKENS)))
-        mlp_tokens = -(-whole // rounds)
-        plan = StreamPlan(
-            attention_images=at_once,
-            mlp_tokens=mlp_tokens,
-            buffers=buffers,
-            peak_bytes=fixed + max(at_once * tokens * attention, mlp_tokens * mlp),
-        )
-        if plan.peak_bytes <= budget:
-            return plan
+        plan = _fit(spec, images, tokens, outputs=outputs, dtype=dtype, room=budget - resident, buffers=buffers)
+        if plan.peak_bytes + resident <= budget:
+            return replace(plan, peak_bytes=plan.peak_bytes + resident)
     raise InputError(
         f"memory {format_bytes(budget)} is too small: {spec.name} on {images} image{'s' * (images > 1)} of {tokens:,} "
-        f"tokens needs at least {format_bytes(plan.peak_bytes + 5e6)}, of which this process has "
+        f"tokens needs at least {format_bytes(plan.peak_bytes + resident + 5e6)}, of which this process has "
         f"{format_bytes(resident)} already and one block {format_bytes(block_bytes(spec, dtype))}. Give more memory, "
         "fewer images at once (batch_size), or smaller ones."
     )
+
+
+def least_stream(
+    spec: ViTSpec, *, images: int, tokens: int, outputs: int, dtype: torch.dtype, resident: int
+) -> StreamPlan:
+    """The plan that takes the least memory, and the most time. Arguments as for `plan_stream`."""
+    plan = _fit(spec, images, tokens, outputs=outputs, dtype=dtype, room=0, buffers=1)
+    return replace(plan, peak_bytes=plan.peak_bytes + resident)
+
+
+def _fit(
+    spec: ViTSpec, images: int, tokens: int, *, outputs: int, dtype: torch.dtype, room: int, buffers: int
+) -> StreamPlan:
+    """Temporaries as large as fit into `room` and help, or as small as possible; `peak_bytes` without the process."""
+    whole = images * tokens
+    stream = 4 * spec.embed_dim * whole
+    attention, mlp = token_bytes(spec, dtype)
+    fixed = _SLACK + buffers * block_bytes(spec, dtype) + _matrix_bytes(spec, dtype) + outputs * stream
+    room -= fixed
+    rounds = -(-images // max(1, min(images, room // (attention * tokens), -(-_ENOUGH_TOKENS // tokens))))
+    at_once = -(-images // rounds)  # evenly
+    rounds = -(-whole // max(min(whole, 256), min(whole, room // mlp, _ENOUGH_TOKENS)))
+    mlp_tokens = -(-whole // rounds)
+    return StreamPlan(
+        attention_images=at_once,
+        mlp_tokens=mlp_tokens,
+        buffers=buffers,
+        peak_bytes=fixed + max(at_once * tokens * attention, mlp_tokens * mlp),
+    )
+
+
+def available_bytes() -> int:
+    """Memory that this machine, or this process's control group, has free; all of it where the system does not say."""
+    info = Path("/proc/meminfo")
+    if not info.exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 62
+    free = next(int(line.split()[1]) for line in info.read_text().splitlines() if line.startswith("MemAvailable")) << 10
+    group = Path("/sys/fs/cgroup")
+    limit, used = (_number(group / name) for name in ("memory.max", "memory.current"))
+    return free if limit is None or used is None else min(free, max(0, limit - used))
+
+
+def _number(path: Path) -> int | None:
+    text = path.read_text().strip() if path.exists() else ""
+    return int(text) if text.isdigit() else None

@@ -71,7 +71,7 @@ def load_weights(
     fitted, card = read_weights(name, weights=weights, thorough=False)
     model, card = _module(fitted, card)
     types = {parameter.dtype for parameter in model.parameters()}
-    if dtype is None and len(types) > 1:
+    if dtype is None and len(types) > 1 and not _matrices_alone_are_bf16(model):
         dtype = functools.reduce(torch.promote_types, types)
         card = replace(card, notes=(*card.notes, f"parameters of several types, all cast to {str(dtype)[6:]}"))
     return model.to(device=device, dtype=dtype), card
@@ -107,6 +107,12 @@ def _module(fitted: Fitted, card: WeightsCard) -> tuple[VisionTransformer | Conv
     model = create_model(fitted.spec, in_chans=fitted.in_chans, device="meta")
     model.load_state_dict(state, strict=True, assign=True)
     return model, card if card.source == "random" else replace(card, dropped=dropped)
+
+
+def _matrices_alone_are_bf16(model: torch.nn.Module) -> bool:
+    """As `pack_weights` writes them: engines take such a model without a copy of what is large."""
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
+    return all(p.dtype == (torch.bfloat16 if id(p) in matrices else torch.float32) for p in model.parameters())
 
 
 def read_weights(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from densedino.errors import InputError, StateDictError
+from densedino.errors import InputError, StateDictError, UnknownNameError
 from densedino.weights.identity import CARD_KEY
 from densedino.weights.stored import CHUNK, Piece, locate
 from densedino.weights.writing import write_tensors
@@ -32,6 +32,7 @@ _KEY = "densedino.packed"
 _SCALE = ".scale"
 _MATRIX = re.compile(r"blocks\.\d+\.(attn|mlp)\.\w+\.weight")
 _GROUP = 64
+_BITS = {"bf16": 16, "int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
@@ -138,54 +139,63 @@ def _scaled(state: Mapping[str, Any]) -> list[str]:
     return [key.removesuffix(_SCALE) for key in state if key.endswith(_SCALE)]
 
 
-def pack_weights(source: StoredModel, path: str | os.PathLike[str], *, bits: int) -> None:
-    """Write a ViT with the matrices of its blocks in int8 or int4; the rest stays as it is. Takes little memory.
+def pack_weights(source: StoredModel, path: str | os.PathLike[str], *, to: str) -> Path:
+    """Write a ViT with the matrices of its blocks in fewer bits; the rest stays as it is. Takes little memory.
 
-    The file is a half (int8) or a quarter (int4) of a bfloat16 one, and is computed with in bfloat16. For integer
-    products, with calibration and a report, there is `densedino quantize`.
+    An int8 file is about a half, and an int4 file a quarter, of a bf16 one; products are computed in bfloat16 from all
+    of them. For integer products, with calibration and a report, there is `densedino quantize`.
 
     Args:
         source: of `load_stored`.
-        path: ends in .safetensors.
-        bits: 8 or 4.
+        path: ends in .safetensors; must not exist.
+        to: bf16, int8 or int4.
+
+    Returns:
+        The file.
 
     Raises:
-        InputError: another number of bits, another suffix, or a model whose rows do not divide into groups.
+        UnknownNameError: to something else.
+        InputError: another suffix, a file that exists, or a model whose rows do not divide into groups.
     """
     target = Path(path).expanduser()
-    if bits not in (4, 8):
-        raise InputError(f"bits is {bits}; valid are 8 and 4.")
+    if to not in _BITS:
+        raise UnknownNameError("packing", to, _BITS)
+    bits = _BITS[to]
+    if target.exists():
+        raise InputError(f"{target} exists, and nothing is overwritten. Give another path, or remove it first.")
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: packed weights are a safetensors file. Name it {target.stem}.safetensors.")
     meta = {key: value for key, value in source.model.state_dict().items() if not key.endswith(".bias_mask")}
     matrices = [key for key in meta if _MATRIX.fullmatch(key)]
-    if not matrices or any(meta[key].shape[1] % (2 * _GROUP) for key in matrices):
+    if not matrices or (to != "bf16" and any(meta[key].shape[1] % (2 * _GROUP) for key in matrices)):
         raise InputError(
             f"{source.card.model} cannot be packed: that needs blocks of a ViT, of widths that {2 * _GROUP} divides."
         )
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for key, value in meta.items():
-        if key in matrices:
+        if key in matrices and to == "bf16":
+            shapes[key] = tuple(value.shape), torch.bfloat16
+        elif key in matrices:
             rows, columns = value.shape
             shapes[key] = (rows, columns * bits // 8), torch.int8
             shapes[key + _SCALE] = (rows, columns // _GROUP), torch.bfloat16
         else:
             shapes[key] = tuple(value.shape), value.dtype
-    note = f"matrices packed to int{bits} in groups of {_GROUP}, from SHA-256 {source.card.sha256}"
+    groups = "" if to == "bf16" else f" in groups of {_GROUP}"
+    note = f"matrices packed to {to}{groups}, from SHA-256 {source.card.sha256}"
     card = replace(source.card, dropped=(), dialect="densedino", notes=(*source.card.notes, note))
-    metadata = {
-        "format": "pt",
-        _KEY: json.dumps({"bits": bits, "group": _GROUP}),
-        CARD_KEY: json.dumps(card.to_dict(), ensure_ascii=False, sort_keys=True),
-    }
+    metadata = {"format": "pt", CARD_KEY: json.dumps(card.to_dict(), ensure_ascii=False, sort_keys=True)}
+    if to != "bf16":
+        metadata[_KEY] = json.dumps({"bits": bits, "group": _GROUP})
 
     def written() -> Iterator[Tensor]:
         for key, value in meta.items():
-            whole = torch.empty(value.shape, dtype=value.dtype)
+            whole = torch.empty(value.shape, dtype=torch.bfloat16 if key in matrices and to == "bf16" else value.dtype)
             source.tensors[key].read(whole)
-            if key in matrices:
+            if key in matrices and to != "bf16":
                 yield from quantize_groups(whole, bits=bits)
             else:
                 yield whole
 
     write_tensors(target, shapes, written(), metadata=metadata)
+    return target
