@@ -21,8 +21,8 @@ import densedino as dd
 
 IMAGES = 24
 COMMAND = [
-    *(sys.executable, "-m", "densedino", "pretrain", "images", "--recipe", "debug", "--steps", "40"),
-    *("--set", "snapshots.every=4", "--set", "monitor.log_every=1", "--set", "monitor.look_every=40"),
+    *(sys.executable, "-m", "densedino", "pretrain", "images", "--recipe", "debug", "--steps", "24"),
+    *("--set", "snapshots.every=3", "--set", "monitor.log_every=1", "--set", "monitor.look_every=24"),
     *("--set", "monitor.images=16", "--set", "monitor.size=64", "--set", "monitor.tensorboard=false"),
 ]
 
@@ -84,7 +84,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
         assert mine.keys() == theirs.keys()
         for key, value in mine.items():
             assert torch.equal(value, theirs[key]), f"{name}: {key}"
-    assert steps(one) == steps(other) == list(range(1, 41))
+    assert steps(one) == steps(other) == list(range(1, 25))
     for mine, theirs in zip(*((run / "metrics.jsonl").read_text().splitlines() for run in (one, other)), strict=True):
         timed = {"images_per_second": 0}
         assert json.loads(mine) | timed == json.loads(theirs) | timed
@@ -103,7 +103,7 @@ def test_ten_kills(folder):
     assert_equal_runs(folder / "ten", folder / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_it_with_a_snapshot_and_it_goes_on(folder, number):
     output = folder / signal.Signals(number).name
     run = train(folder, output.name)

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 from safetensors import safe_open
 
+from densedino.errors import InputError, WeightsNotFoundError
 from densedino.models.catalog import create_model, model_spec
-from densedino.pretrain.outcome import OWN_LICENCE, is_loadable, origin_of, outcome_card, write_outcome
+from densedino.pretrain.outcome import OWN_LICENCE, check_starts, is_loadable, origin_of, outcome_card, write_outcome
+from densedino.pretrain.settings import GramConfig
 from densedino.recipes import recipe
 from densedino.weights.loading import load_weights
 
@@ -61,5 +63,18 @@ def test_where_a_stage_starts_from(tmp_path):
     card = origin_of(str(path))
     assert card is not None
     assert card.model == "debug_vit"
-    with pytest.raises(Exception, match="no_such"):
+    with pytest.raises(WeightsNotFoundError, match="no_such"):
         origin_of("no_such.pth")
+
+
+def test_weights_of_all_stages_are_looked_at_beforehand(tmp_path):
+    path = tmp_path / "model.safetensors"
+    run = recipe("debug")
+    write_outcome(create_model("debug_vit", device="cpu"), path, config=run, pictures=PICTURES, origin=None)
+    check_starts(run)
+    check_starts(replace(run, stages=(*run.stages[:2], replace(run.stages[2], start=str(path)))))
+    gram = replace(run.stages[2].losses, gram=GramConfig(checkpoint="missing.pth"))
+    with pytest.raises(WeightsNotFoundError, match="missing"):
+        check_starts(replace(run, stages=(*run.stages[:2], replace(run.stages[2], losses=gram))))
+    with pytest.raises(InputError, match="holds a debug_vit, but the run trains a vitt16"):
+        check_starts(replace(run, model="vitt16", stages=(replace(run.stages[0], start=str(path)),)))

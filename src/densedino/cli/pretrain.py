@@ -196,7 +196,7 @@ def _read_as(
         crops = json.loads(before.read_text(encoding="utf-8"))["stages"][0]["resolutions"][0]["crops"]
         mean, std = crops["mean"], crops["std"]
     else:
-        mean, std = channel_statistics(sources, max_value=max_value)
+        mean, std = channel_statistics(sources)
     return with_channels(config, mean=mean, std=std, rgb=rgb)
 
 

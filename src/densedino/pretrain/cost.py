@@ -37,8 +37,8 @@ __all__ = [
 _KEPT = {"none": 12.0, "selective": 8.0, "full": 2.0}
 _LOSS_BYTES = 900 << 20
 _PROCESS_BYTES = 600 << 20
-_TRIAL = 4e11
-"""Multiplications of a step that is worth its time for an estimate, on a CPU; a GPU gets a hundred times as many."""
+_TRIAL, _TRIAL_LIMIT = 1e11, 4e11
+"""Multiplications of a step that is timed, and of one image at most, on a CPU; a GPU gets a hundred times as many."""
 
 
 def head_parameters(head: HeadConfig, embed_dim: int) -> int:
@@ -78,12 +78,14 @@ def batch_bytes(crops: CropConfig) -> int:
     return sum(4 * len(crops.mean) * number * side**2 for number, side in sizes)
 
 
-def memory_bytes(config: RunConfig, stage: StageConfig, *, micro_batch: int, processes: int = 1) -> int:
-    """About what a process takes at its largest in a stage, besides its workers."""
-    share = stage.batch_size // processes
-    largest = [r.crops for r in stage.resolutions]
-    batches = max(map(batch_bytes, largest)) * share * (2 + config.data.prefetch)
-    activations = max(activation_bytes(config, crops) for crops in largest) * micro_batch
+def memory_bytes(
+    config: RunConfig, stage: StageConfig, *, micro_batch: int, device: torch.device, processes: int = 1
+) -> int:
+    """About what a process takes on `device` at its largest in a stage, besides its workers."""
+    held = 1 if device.type == "cuda" else 2 + config.data.prefetch  # batches; those ahead wait in the main memory
+    crops = [resolution.crops for resolution in stage.resolutions]
+    batches = max(map(batch_bytes, crops)) * (stage.batch_size // processes) * held
+    activations = max(activation_bytes(config, c) for c in crops) * micro_batch
     return state_bytes(config) + activations + batches + _LOSS_BYTES + _PROCESS_BYTES
 
 
@@ -123,7 +125,8 @@ def fitting_micro_batch(config: RunConfig, *, device: torch.device) -> int | Non
     group = 1
     for stage in config.stages:
         share = stage.batch_size // world_size()
-        rest = 0.6 * machine_memory(device) - memory_bytes(config, stage, micro_batch=0, processes=world_size())
+        fixed = memory_bytes(config, stage, micro_batch=0, device=device, processes=world_size())
+        rest = 0.6 * machine_memory(device) - fixed
         fits = rest / max(activation_bytes(config, r.crops) for r in stage.resolutions)
         if fits < share:
             most = min(most, fits)
@@ -136,10 +139,10 @@ def measure_rate(config: RunConfig, *, device: torch.device, steps: int = 2) -> 
     stage = config.stages[0]
     crops = stage.resolutions[0].crops
     each = image_multiplications(config, stage, crops)
-    images = int(_TRIAL * (100 if device.type == "cuda" else 1) // each)
-    images = min(images, 64, stage.batch_size, config.micro_batch_size or stage.batch_size)
-    if images < 1:
+    speed = 100 if device.type == "cuda" else 1
+    if each > _TRIAL_LIMIT * speed:
         return None
+    images = max(1, min(int(_TRIAL * speed / each), 64, stage.batch_size))
     stage = replace(stage, losses=replace(stage.losses, koleo_group_size=None))
     state = StudentTeacher(config, device=device)
     optimizer = make_optimizer(state.student, stage.optimizer, fidelity=config.fidelity)

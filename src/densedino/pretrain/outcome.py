@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 import densedino
 from densedino.checkpoint import atomic_path
 from densedino.distributed import rank
+from densedino.errors import InputError
 from densedino.models.catalog import MODELS
 from densedino.pretrain.parallel import whole
 from densedino.weights.card import WeightsCard
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from densedino.pretrain.settings import RunConfig
 
-__all__ = ["OWN_LICENCE", "is_loadable", "origin_of", "outcome_card", "write_outcome"]
+__all__ = ["OWN_LICENCE", "check_starts", "is_loadable", "origin_of", "outcome_card", "write_outcome"]
 
 OWN_LICENCE = "its trainer's to choose"
 """Of weights that began as random numbers."""
@@ -43,6 +44,23 @@ def origin_of(start: str) -> WeightsCard | None:
         return None
     named = start in MODELS or start in WEIGHTS
     return read_weights(start if named else None, weights=None if named else start)[1]
+
+
+def check_starts(config: RunConfig) -> None:
+    """See that all weights which the stages want are there and of the run's model, before anything is trained.
+
+    Raises:
+        InputError: weights of another architecture than the run's, also of a Gram teacher.
+        WeightsError: they cannot be had; see `load_weights`.
+    """
+    grams = [stage.losses.gram.checkpoint for stage in config.stages if stage.losses.gram is not None]
+    for start in [*(stage.start for stage in config.stages), *filter(None, grams)]:
+        card = origin_of(start)
+        if card is not None and card.model != config.spec.name:
+            raise InputError(
+                f"{card.source} holds a {card.model}, but the run trains a {config.spec.name}. Set"
+                f" model={card.model!r}, or start from weights of the model."
+            )
 
 
 def write_outcome(

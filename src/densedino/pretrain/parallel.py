@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -89,6 +90,8 @@ def shard(parts: Iterable[nn.Module]) -> None:
 
     Parameters become DTensors with the names they had.
     """
+    # Blocks give views of what their kernels wrote; nothing here adds to what a block gave in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
     for part in parts:
         if hasattr(part, "training_features"):
             for block in blocks_of(part):

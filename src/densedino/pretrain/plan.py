@@ -85,7 +85,11 @@ def make_plan(
                 epochs=images / total,
                 lr=max(step_values(stage, step).lr for step in _milestones(stage.steps)),
                 memory=memory_bytes(
-                    config, stage, micro_batch=_micro_batch(config, stage, processes), processes=processes
+                    config,
+                    stage,
+                    micro_batch=_micro_batch(config, stage, processes),
+                    device=device,
+                    processes=processes,
                 ),
                 seconds=None if rate is None else images * work / rate / processes,
             )

@@ -28,7 +28,7 @@ from densedino.pretrain.guard import Guard
 from densedino.pretrain.journal import Journal
 from densedino.pretrain.loading import Loader
 from densedino.pretrain.monitor import Monitor
-from densedino.pretrain.outcome import origin_of, write_outcome
+from densedino.pretrain.outcome import check_starts, origin_of, write_outcome
 from densedino.pretrain.parallel import compile_blocks, processes, recompute_blocks, shard, whole
 from densedino.pretrain.randomness import counted_seed
 from densedino.pretrain.signals import Stop, stop_on_signals
@@ -159,6 +159,8 @@ class _Run:
     advance: Callable[[Progress], None]
     stop: Stop
     position: Position = Position(stage=0, step=0, total=0)  # noqa: RUF009 (frozen)
+    found: Position | None = None
+    """Of the snapshot that this sitting goes on from."""
     saved: Position | None = None
     """Of the last snapshot."""
     origin: WeightsCard | None = None
@@ -177,6 +179,8 @@ class _Run:
         snapshot = find_snapshot(self.output / "snapshots", announce=self.say)
         if snapshot is not None:
             self._take_up(snapshot, accept_changes=accept_changes)
+        else:
+            check_starts(self.config)
         if rank() == 0:
             with atomic_path(self.output / "config.json") as path:
                 path.write_text(json.dumps(to_dict(self.config), indent=1) + "\n", encoding="utf-8")
@@ -216,7 +220,7 @@ class _Run:
         before, now = snapshot.notes["pictures"], [len(source) for source in self.sources]
         if before != now:
             self.say(f"the sources have {now} pictures, and had {before}: they come in another order from here on")
-        self.position = self.saved = snapshot.position
+        self.position = self.found = self.saved = snapshot.position
         origin = snapshot.notes["origin"]
         self.origin = None if origin is None else WeightsCard.from_dict(origin)
         self.say(f"goes on after step {self.position.total:,} of {self._total_steps:,}")
@@ -356,11 +360,14 @@ class _Run:
         self.saved = self.position
 
     def _finish(self, state: StudentTeacher) -> Path:
-        """Write what the run was for."""
+        """Write what the run was for, if it is not there."""
+        path = self.output / "model.safetensors"
+        if path.exists() and self.position == self.found:
+            return path
         names = [source.path for source in self.config.data.sources] or [type(s).__name__ for s in self.sources]
         return write_outcome(
             state.teacher.backbone,
-            self.output / "model.safetensors",
+            path,
             config=self.config,
             pictures=[(name, len(source)) for name, source in zip(names, self.sources, strict=True)],
             origin=self.origin,

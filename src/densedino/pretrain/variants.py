@@ -76,7 +76,7 @@ def with_channels(
 
 
 def channel_statistics(
-    sources: Sequence[Source], *, max_value: float | None = None, images: int = SAMPLE
+    sources: Sequence[Source], *, images: int = SAMPLE
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every channel, of values in [0, 1], over pictures spread evenly over the sources.
 
@@ -89,7 +89,7 @@ def channel_statistics(
     for source in sources:
         for place in places:
             if start <= place < start + len(source):
-                sums.append(_sums(source.read(place - start), max_value))
+                sums.append(_sums(source.read(place - start)))
         start += len(source)
     count, first, second = torch.stack(sums).sum(0)
     mean = first / count.clamp(min=1)
@@ -97,8 +97,8 @@ def channel_statistics(
     return tuple(float(f"{m:.3g}") for m in mean.tolist()), tuple(float(f"{s:.3g}") for s in std.tolist())
 
 
-def _sums(image: torch.Tensor, max_value: float | None) -> torch.Tensor:
-    white = max_value or {torch.uint8: 255.0, torch.uint16: 65535.0}.get(image.dtype, 1.0)
+def _sums(image: torch.Tensor) -> torch.Tensor:
+    white = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(image.dtype, 1.0)
     x = image.double().flatten(1) / white
     there = torch.isfinite(x)
     x = x.masked_fill(~there, 0)
