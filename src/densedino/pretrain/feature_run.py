@@ -148,14 +148,11 @@ class FeatureJob:
     def finish(self, folder: Path, *, pictures: Sequence[tuple[str, int]]) -> list[Path]:
         """Write the moving average."""
         names = ", ".join(teacher.name for teacher in self.teachers)
-        config = self.config
-        path = folder / f"{config.spec.name}.safetensors"
+        backbone = self.model.teacher.backbone
+        spec = getattr(backbone, "spec", None)
+        path = folder / f"{'student' if spec is None else spec.name}.safetensors"
         how = f"headless distillation from {names}"
-        return [
-            write_student(
-                self.model.teacher.backbone, path, spec=config.spec, stage=config.stage, pictures=pictures, how=how
-            )
-        ]
+        return [write_student(backbone, path, spec=spec, stage=self.config.stage, pictures=pictures, how=how)]
 
     def _online(self, teacher: Teacher, settings: TeacherConfig) -> Callable[[Batch], Tokens]:
         def ask(batch: Batch) -> Tokens:
