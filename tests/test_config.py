@@ -37,8 +37,8 @@ class Head:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     name: str
-    head: Head = Head()  # noqa: RUF009 (frozen)
-    lr: Cosine | Constant = Constant()  # noqa: RUF009 (frozen)
+    head: Head = Head()
+    lr: Cosine | Constant = Constant()
     stages: tuple[Cosine | Constant, ...] = ()
     data: Path | None = None
     mode: Literal["released", "paper"] = "released"

@@ -40,7 +40,7 @@ class PackedText:
         sizes = [int(part.ends[-1]) if len(part) else 0 for part in parts]
         starts = np.cumsum([0, *sizes])
         data = [part.data.numpy()[:size] for part, size in zip(parts, sizes, strict=True)]
-        ends = [part.ends.numpy() + start for part, start in zip(parts, starts, strict=False)]
+        ends = [part.ends.numpy() + start for part, start in zip(parts, starts[:-1], strict=True)]
         return cls.of(np.concatenate([*data, np.zeros(1, np.uint8)]), np.concatenate(ends))
 
     def __len__(self) -> int:
