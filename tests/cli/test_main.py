@@ -11,7 +11,7 @@ from densedino.cli.main import VERBS, main
 
 def test_the_verbs_are_these() -> None:
     """A frozen list: a new verb is a decision, and DESIGN.md names it."""
-    assert list(VERBS) == ["extract", "view", "pretrain", "models", "weights", "doctor"]
+    assert list(VERBS) == ["extract", "view", "pretrain", "distill", "plan", "export", "models", "weights", "doctor"]
 
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])

@@ -15,7 +15,9 @@ from densedino.cli.options import override
 from densedino.errors import InputError
 
 if TYPE_CHECKING:
+    from densedino.pretrain.distill import DistillConfig
     from densedino.pretrain.distill_run import DistillProgress, DistillResult
+    from densedino.pretrain.feature_run import FeatureDistillConfig
     from densedino.pretrain.settings import RunConfig
 
 __all__ = ["run"]
@@ -74,9 +76,7 @@ def run(
         raise InputError("densedino distill photos/ --teacher weights.pth: name images, and one or several teachers.")
     students = student or ("vitt16",)
 
-    from densedino.pretrain.distill import DistillConfig, distill
     from densedino.pretrain.feature_distill import TeacherConfig
-    from densedino.pretrain.feature_run import FeatureDistillConfig, distill_features
     from densedino.pretrain.settings import DataConfig, SourceConfig
     from densedino.recipes.distillation import from_features, from_run
 
@@ -96,15 +96,17 @@ def run(
     if weights is not None:
         config = replace(config, stage=replace(config.stage, start=weights))
     config = override(config, set)
+    return _say_result(_go(config, out=out, device=device, accept_changes=accept_changes))
+
+
+def _go(config: DistillConfig | FeatureDistillConfig, *, out: str, device: str, accept_changes: bool) -> DistillResult:
+    from densedino.pretrain.distill import DistillConfig, distill
+    from densedino.pretrain.feature_run import distill_features
+
     lines = _Lines()
-    result: DistillResult
     if isinstance(config, DistillConfig):
-        result = distill(config, output=out, device=device, accept_changes=accept_changes, say=_note, advance=lines)
-    else:
-        result = distill_features(
-            config, output=out, device=device, accept_changes=accept_changes, say=_note, advance=lines
-        )
-    return _say_result(result)
+        return distill(config, output=out, device=device, accept_changes=accept_changes, say=_note, advance=lines)
+    return distill_features(config, output=out, device=device, accept_changes=accept_changes, say=_note, advance=lines)
 
 
 def _configuration(teachers: tuple[str, ...]) -> RunConfig | None:
