@@ -5,9 +5,9 @@
 
 Printed, all of one run: the time to read the file once, the rate of a bfloat16 matrix product of the model's own shape,
 the time that the model's multiplications take at that rate, and for each way to run it the seconds per batch after
-loading and the peak RSS of its process; the same in processor time, which other programs on the machine disturb less. Ways: densedino's stream engine; `accelerate` disk offload of transformers'
-DINOv3ViTModel with the same weights in bfloat16, and in float32, which is what a plain script computes in. Repeated in
-turns with --rounds; medians.
+loading and the peak RSS of its process; the same in processor time, which other programs on the machine disturb less.
+Ways: densedino's stream engine; `accelerate` disk offload of transformers' DINOv3ViTModel with the same weights in
+bfloat16, and in float32, which is what a plain script computes in. Repeated in turns with --rounds; medians.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def write_for_transformers(source: Path, target: Path) -> None:
     from densedino.weights.dialects import from_meta
 
     with safe_open(source, framework="pt") as file:
-        state = {key: file.get_tensor(key) for key in file.keys()}
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     state = from_meta(state, "huggingface")
     save_file(
         {f"model.{k}" if k.startswith("layer.") else k: v for k, v in state.items()}, target, metadata={"format": "pt"}
@@ -202,9 +202,7 @@ def main() -> None:
 def compare(args: argparse.Namespace, spec: catalog.ViTSpec, folder: Path) -> None:
     need = (0.5e9 + spec.depth * 0.34e9) * (2 if len(args.ways) > 1 else 1)
     if shutil.disk_usage(folder).free < 1.2 * need:
-        raise SystemExit(
-            f"{folder} has not {1.2 * need / 1e9:.0f} GB free; give another --folder, or a smaller --depth"
-        )
+        raise SystemExit(f"{folder} has no {1.2 * need / 1e9:.0f} GB free; give another --folder or a smaller --depth")
     files = {"stream": folder / "vit7b16.safetensors"}
     write_model(files["stream"], spec)
     if len(args.ways) > 1:
@@ -227,8 +225,8 @@ def compare(args: argparse.Namespace, spec: catalog.ViTSpec, folder: Path) -> No
             seen[way].append(result)
             print(
                 f"round {number} {way:16} ready in {result['load']:.1f} s, {result['seconds']:.1f} s per batch, peak "
-                f"{result['peak'] / 1e9:.2f} GB; the file is read in {read:.1f} s, products at {rate / 1e9:.0f} GFLOP/s "
-                f"take {2 * macs / rate:.1f} s: {result['seconds'] / least:.2f} of the larger. Processor time "
+                f"{result['peak'] / 1e9:.2f} GB; the file is read in {read:.1f} s, products at {rate / 1e9:.0f} "
+                f"GFLOP/s take {2 * macs / rate:.1f} s: {result['seconds'] / least:.2f} of the larger. Processor time "
                 f"{result['cpu']:.1f} s, of the products alone {result['ideal']:.1f} s: "
                 f"{result['cpu'] / result['ideal']:.2f}. {result['note']}",
                 flush=True,
