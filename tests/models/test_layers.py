@@ -64,3 +64,11 @@ def test_a_branch_is_run_on_the_samples_that_keep_it() -> None:
     nobody = torch.tensor([], dtype=torch.int64)
     torch.testing.assert_close(residual(x, lambda part: part @ weight, Kept(nobody, 1.25)), x)
     assert residual(x.detach(), lambda part: part.bfloat16(), Kept(kept, 1.0)).dtype == torch.float32
+
+
+def test_a_layer_whose_forward_is_replaced_is_called():
+    layer = Linear(8, 8)
+    layer.requires_grad_(False)
+    layer.forward = lambda x: torch.full_like(x, 3.0)
+    with torch.no_grad():
+        assert torch.equal(linear_gelu(layer, torch.zeros(2, 8)), torch.nn.functional.gelu(torch.full((2, 8), 3.0)))

@@ -49,7 +49,7 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         kernels.HAS_ONEDNN
         and _is_plain_inference()
-        and x.device.type == "cpu"
+        and x.device.type == weight.device.type == "cpu"
         and (weight.dtype == torch.bfloat16 or (weight.dtype == torch.float32 and min(weight.shape) < 1024))
         and x.numel() > 0
         and type(weight) in (Tensor, nn.Parameter)  # quantised and distributed weights bring their own kernels
@@ -106,7 +106,8 @@ class MaskedBiasLinear(Linear):
 
 def linear_gelu(layer: nn.Module, x: Tensor) -> Tensor:
     """`gelu(layer(x))` (exact GELU), in one pass over the result where nothing looks at what lies between."""
-    if type(layer) is Linear and not layer._forward_hooks and _takes_onednn(x, layer.weight):
+    watched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)  # accelerate replaces it
+    if type(layer) is Linear and not watched and _takes_onednn(x, layer.weight):
         x = x.to(layer.weight.dtype)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", [], "none")
         return out
