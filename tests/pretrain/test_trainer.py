@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 import densedino as dd
 from densedino.errors import InputError, TrainingError
+from densedino.models.catalog import create_model
+from densedino.pretrain.outcome import write_outcome
 from densedino.pretrain.settings import GramConfig, HeadConfig, MonitorConfig, RunConfig, SnapshotConfig
 from densedino.pretrain.trainer import pretrain
 from densedino.pretrain.variants import with_batch_size, with_channels, with_steps
@@ -188,14 +190,19 @@ def test_many_steps_that_are_not_finite_end_the_run(tmp_path):
     assert len(metrics(tmp_path / "run")) == 5
 
 
-def test_micro_batches_give_the_same_losses(whole, tmp_path):
-    train(replace(config(), micro_batch_size=4), tmp_path / "whole")
+def test_micro_batches_give_the_same_losses(tmp_path):
+    """From features that differ: a fresh network's are alike, and KoLeo's logarithm magnifies their last bits."""
     run = config()
-    stages = tuple(replace(s, losses=replace(s.losses, koleo_group_size=2)) for s in run.stages)
+    backbone = create_model("debug_vit", device="cpu")
+    for block in backbone.blocks:
+        torch.nn.init.constant_(block.ls1.gamma, 0.5)
+        torch.nn.init.constant_(block.ls2.gamma, 0.5)
+    start = write_outcome(backbone, tmp_path / "start.safetensors", config=run, pictures=[], origin=None)
+    stages = [replace(s, losses=replace(s.losses, koleo_group_size=2)) for s in run.stages]
+    stages[0] = replace(stages[0], start=str(start))
     for name, size in (("four", 4), ("two", 2)):
-        train(replace(run, stages=stages, micro_batch_size=size), tmp_path / name)
+        train(replace(run, stages=tuple(stages), micro_batch_size=size), tmp_path / name)
     torch.testing.assert_close(losses(tmp_path / "two"), losses(tmp_path / "four"), rtol=1e-5, atol=0.0)
-    assert_same_weights(tmp_path / "whole", whole[0])
 
 
 @pytest.mark.parametrize("how", ["selective", "full"])

@@ -19,6 +19,7 @@ from densedino.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import torch
     from rich.console import Console
 
     from densedino.pretrain.settings import RunConfig
@@ -55,14 +56,9 @@ def run(
 ) -> int:
     """Train a backbone on your own images, without labels.
 
-    On a folder, with a recipe that suits its size, into ./run: densedino pretrain photos/
-
     See first what it would do, and how long it takes: densedino pretrain photos/ --recipe vits16_small --plan
 
-    Train given weights on: densedino pretrain photos/ --weights dinov3_vits16.pth
-
-    Run the same command again to go on after an interruption. On several GPUs: torchrun --nproc-per-node 8 -m
-    densedino pretrain ...
+    Run the same command again to go on. On several GPUs: torchrun --nproc-per-node 8 -m densedino pretrain ...
 
     Args:
         data: folders, patterns, .txt lists, .tar shards, hf://NAME:SPLIT, Lance data sets; several are mixed.
@@ -89,48 +85,80 @@ def run(
         raise InputError("no data: densedino pretrain photos/ (folders, patterns, lists, shards, data sets).")
 
     from densedino.distributed import rank
-    from densedino.pretrain.contradictions import validate
-    from densedino.pretrain.cost import fitting_micro_batch
     from densedino.pretrain.parallel import processes
-    from densedino.pretrain.plan import describe, make_plan
     from densedino.pretrain.sources import open_source, open_sources
-    from densedino.pretrain.trainer import pretrain
 
     with processes(device) as where:
         say = _note if rank() == 0 else _nothing
-        sources = [open_source(path, in_chans=in_chans or 3, max_value=max_value) for path in data]
+        sources: Sequence[Source] = [open_source(p, in_chans=in_chans or 3, max_value=max_value) for p in data]
         config = _choose(sum(map(len, sources)), recipe=recipe, model=model, weights=weights, say=say)
         config = _vary(config, steps=steps, batch_size=batch_size, seed=seed)
         config = _read_as(config, data, sources, rgb=rgb, max_value=max_value, workers=workers, output=Path(out))
         config = _watch(config, labelled)
-        if precision != "auto" or where.type == "cpu":
-            config = replace(config, precision="fp32" if precision == "auto" else precision)
-        chosen, config = config, override(config, set)
-        if config.data != chosen.data:
-            sources = list(open_sources(config))
-        validate(config)
-        if config.micro_batch_size is None:
-            config = replace(config, micro_batch_size=fitting_micro_batch(config, device=where))
-        pictures = [(s.path, len(source)) for s, source in zip(config.data.sources, sources, strict=True)]
-        planned = make_plan(config, pictures=pictures, device=where, output=Path(out), measure=plan)
-        for line in describe(planned):
-            (print if plan and rank() == 0 else say)(line)
-        if plan:
-            return 0
-        with _progress() as advance:
-            result = pretrain(
-                config,
-                output=out,
-                sources=sources,
-                device=device,
-                sharded=sharded,
-                accept_changes=accept_changes,
-                say=say,
-                advance=advance,
-            )
-        if rank() == 0:
-            _say_result(result)
+        chosen, config = config, override(_with_precision(config, precision, where), set)
+        if config.data != chosen.data or config.data.fast_jpeg:
+            sources = open_sources(config)
+        config = _prepare(config, sources, where, Path(out), only_plan=plan, say=say)
+        return 0 if plan else _train(config, sources, out, device, sharded, accept_changes, say)
+
+
+def _train(
+    config: RunConfig,
+    sources: Sequence[Source],
+    output: str,
+    device: str,
+    sharded: bool,
+    accept_changes: bool,
+    say: Callable[[str], None],
+) -> int:
+    from densedino.distributed import rank
+    from densedino.pretrain.trainer import pretrain
+
+    with _progress() as advance:
+        result = pretrain(
+            config,
+            output=output,
+            sources=sources,
+            device=device,
+            sharded=sharded,
+            accept_changes=accept_changes,
+            say=say,
+            advance=advance,
+        )
+    if rank() == 0:
+        _say_result(result)
     return 0 if result.weights else 130
+
+
+def _with_precision(config: RunConfig, precision: Literal["auto", "fp32", "bf16"], where: torch.device) -> RunConfig:
+    if precision == "auto":
+        return replace(config, precision="fp32") if where.type == "cpu" else config
+    return replace(config, precision=precision)
+
+
+def _prepare(
+    config: RunConfig,
+    sources: Sequence[Source],
+    where: torch.device,
+    output: Path,
+    *,
+    only_plan: bool,
+    say: Callable[[str], None],
+) -> RunConfig:
+    """Refuse contradictions, tell the plan, and choose micro-batches that fit the machine."""
+    from densedino.distributed import rank, world_size
+    from densedino.pretrain.contradictions import validate
+    from densedino.pretrain.cost import fitting_micro_batch
+    from densedino.pretrain.plan import describe, make_plan
+
+    validate(config, world_size=world_size())
+    if config.micro_batch_size is None:
+        config = replace(config, micro_batch_size=fitting_micro_batch(config, device=where))
+    pictures = [(s.path, len(source)) for s, source in zip(config.data.sources, sources, strict=True)]
+    plan = make_plan(config, pictures=pictures, device=where, output=output, measure=only_plan)
+    for line in describe(plan):
+        (print if only_plan and rank() == 0 else say)(line)
+    return config
 
 
 def _choose(

@@ -264,7 +264,8 @@ class _Run:
         loader = Loader(self.sources, stage=stage, seed=seed, data=config.data, steps=steps)
         self._look(state, stage)
         start = time.perf_counter()
-        for step, batch in zip(steps, self._until_stopped(loader), strict=False):
+        for batch in self._until_stopped(loader):
+            step = self.position.step
             report = train_step(
                 state,
                 optimizer,
