@@ -81,25 +81,14 @@ def run(
     """
     if not inputs:
         raise InputError("no inputs: densedino extract photos/ -o features/ (files, folders, patterns, lists, videos).")
-    size = parse_resize(resize)
-    batch = _batch_size(batch_size)
-    if max_tokens < 0:
-        raise InputError(f"--max-tokens {max_tokens}: give the most patches an image may have, or 0 for no limit.")
-
+    size, batch, most = parse_resize(resize), _batch_size(batch_size), _most_tokens(max_tokens)
     from densedino.features.extract import extract
     from densedino.features.extractor import load
 
     dino = load(
-        model,
-        weights=weights,
-        device=device,
-        engine=engine,
-        precision=precision,
-        memory=memory,
-        resize=size,
-        fit=fit,
+        model, weights=weights, device=device, engine=engine, precision=precision, memory=memory, resize=size, fit=fit
     )
-    dino = dino.with_transform(replace(dino.transform, max_tokens=max_tokens or None, max_value=max_value))
+    dino = dino.with_transform(replace(dino.transform, max_tokens=most, max_value=max_value))
     with _progress(dino) as (announce, advance):
         report = extract(
             dino,
@@ -124,6 +113,12 @@ def _batch_size(text: str) -> int | None:
     if text.isascii() and text.isdigit() and int(text):
         return int(text)
     raise InputError(f"--batch-size {text!r}: give a number of images, or auto.")
+
+
+def _most_tokens(number: int) -> int | None:
+    if number < 0:
+        raise InputError(f"--max-tokens {number}: give the most patches an image may have, or 0 for no limit.")
+    return number or None
 
 
 def _count(number: int, what: str) -> str:

@@ -23,6 +23,8 @@ VERBS = {
     "distill": "images and teachers in; a small backbone that tells what they say out",
     "plan": "what a model takes on this machine, and which ways to run it fit",
     "export": "a model as ONNX, OpenVINO, torch.export, for transformers or timm; checked before it is kept",
+    "quantize": "weights and images in; the model in int8 or int4 out, with what that costs",
+    "fidelity": "two ways to run a model, on the same images: how near they are",
     "models": "list the architectures",
     "weights": "list the weights, or convert a checkpoint between dialects",
     "doctor": "check this installation, and your weights against golden values",

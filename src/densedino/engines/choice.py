@@ -27,7 +27,7 @@ _OFFERS = {
     "onnx": ("fp32",),
     "stream": ("fp32", "bf16"),
 }
-_SMALL = 4_000_000  # parameters; compiling takes seconds, and such a model runs in milliseconds anyway
+_SMALL = 10_000_000  # parameters; compiling takes seconds, and such a model runs in milliseconds anyway
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _automatic(precision: str, device: torch.device, parameters: int, *, memory:
     if device.type != "cpu":
         return Choice("eager", exact, f"{device.type}: PyTorch's own kernels; engine='compile' fuses more")
     if parameters < _SMALL:
-        return Choice("eager", exact, "a model this small gains nothing from being compiled")
+        return Choice("eager", exact, "a model this small runs at once; another engine would take seconds to begin")
     if importlib.util.find_spec("openvino") is None:
         return Choice("eager", exact, "OpenVINO, faster on CPUs, is not installed: pip install 'densedino[engines]'")
     if exact == "bf16" and not _openvino_has_bf16():
@@ -130,5 +130,9 @@ def build_engine(choice: Choice, model: VisionTransformer | ConvNeXt, *, device:
             from densedino.engines.openvino import openvino_engine
 
             return openvino_engine(model, precision=precision)
+        case "openvino", ("int8" | "int4") as precision:
+            from densedino.engines.quantized import compressed_engine
+
+            return compressed_engine(model, precision=precision)
         case _:
             raise UnknownNameError("engine", choice.engine, ENGINES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,12 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 def openvino() -> Any:
-    """The library.
+    """The library, without its telemetry: unless told otherwise it would report every use to Intel by the network.
 
     Raises:
         MissingExtraError: it is not installed; the message names the pip command.
     """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # both libraries then take their stubs
     return require("openvino", extra="engines", purpose="engine 'openvino'")
 
 
@@ -103,19 +105,23 @@ def select(model: Any, names: list[str]) -> Any:
     return ov.Model(results, model.get_parameters(), "densedino")
 
 
-def compile_model(model: Any, *, precision: str, threads: int | None = None) -> Any:
+def compile_model(model: Any, *, precision: str, threads: int | None = None, group: int | None = None) -> Any:
     """Compile for this CPU.
 
     Args:
         model: an `openvino.Model`, or the path of an IR or ONNX file.
         precision: fp32 or bf16: of what is not quantised in the graph.
         threads: cores; all that PyTorch uses if not given.
+        group: numbers of an activation that share a scale, where integer weights meet floating-point activations:
+            these are then rounded to 8 bits too, as they come.
     """
-    hints = {
+    hints: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "PERFORMANCE_HINT": "LATENCY",  # one batch at a time on all cores: our batches are made to be large
         "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
     }
+    if group is not None:
+        hints["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group
     return openvino().Core().compile_model(model, "CPU", hints)
 
 

@@ -98,12 +98,38 @@ def _start(
         source = load_stored(name, weights=weights)
         exact: Precision = "fp32" if choice.precision == "fp32" else "bf16"
         return StreamEngine(source, precision=exact, memory=memory or DEFAULT_MEMORY), source.card, choice.reason
+    if _is_quantized(weights):
+        return _start_quantized(name, weights, device=device, engine=engine, precision=precision)
     # What can be refused is refused before anything is read.
     choose_engine(engine, precision=precision, device=device, parameters=0, memory=memory is not None)
     model, card = load_weights(name, weights=weights)
     count = sum(parameter.numel() for parameter in model.parameters())
     choice = choose_engine(engine, precision=precision, device=device, parameters=count)
     return build_engine(choice, model, device=device), card, choice.reason
+
+
+def _is_quantized(weights: Any) -> bool:
+    from densedino.engines.quantized import is_quantized
+
+    return is_quantized(weights)
+
+
+def _start_quantized(
+    name: str | None, weights: Any, *, device: torch.device, engine: str, precision: str
+) -> tuple[Engine, WeightsCard, str]:
+    """The engine of a file in integers: what it is, the file has decided."""
+    from densedino.engines.quantized import quantized_engine, read_quantized
+
+    quantized = read_quantized(weights)
+    exact, card = quantized.precision, quantized.card
+    if engine not in ("auto", "openvino") or precision not in ("auto", exact) or device.type != "cpu":
+        raise InputError(
+            f"{card.source} is {card.name} in {exact} for OpenVINO on the CPU; engine {engine!r}, precision "
+            f"{precision!r}, device {str(device)!r} was asked. Leave them out, or load the weights it was made from."
+        )
+    if name not in (None, card.name, card.model):
+        raise InputError(f"{name!r} was asked for, but {card.source} is {card.name}. Leave the name out.")
+    return quantized_engine(quantized), card, f"the file is in {exact}, for OpenVINO"
 
 
 class FeatureExtractor:

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from densedino.engines.eager import choose_device
+from densedino.engines.eager import EagerEngine, choose_device
 from densedino.errors import DenseDinoError
-from densedino.engines.eager import EagerEngine
 from densedino.features.extractor import FeatureExtractor, load
 from densedino.images.transforms import Transform
 from densedino.models.catalog import create_model
