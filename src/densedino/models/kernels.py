@@ -55,9 +55,15 @@ def _is_watched(module: nn.Module) -> bool:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` without gradient: x [T, i], weight [o, i] of one dtype, transposed views welcome."""
     if HAS_ONEDNN and x.device.type == "cpu" and x.numel() and x.dtype != torch.float64:
+        x, weight = _dense(x), _dense(weight)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
     return F.linear(x, weight, bias)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """`x` [m, n], copied if it is neither whole rows nor whole columns: oneDNN takes a thousand times as long there."""
+    return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:

@@ -168,6 +168,7 @@ class _PrototypeLoss(torch.autograd.Function):
         crop_weights = pair_weights.sum(1, keepdim=True)
         shares = pair_weights / crop_weights.clamp(min=torch.finfo(torch.float32).tiny)
         factor = (crop_weights * image_weights).view(-1, 1)
+        weighted = (x * factor).t()
         for part in parts:
             wanted = targets.log(part).exp_().unflatten(0, (T, B))
             log_p = _log_softmax(product(x, prototypes[part]), sums).unflatten(0, (S, B))
@@ -178,7 +179,7 @@ class _PrototypeLoss(torch.autograd.Function):
             if grad_student is not None:
                 grad_student += product(error, prototypes[part].t())
             if grad_prototypes is not None:
-                grad_prototypes[part] = product(error.t(), (x * factor).t())
+                grad_prototypes[part] = product(error.t(), weighted)
         if grad_student is not None:
             grad_student = grad_student.mul_(factor / temperature).view_as(student)
         ctx.grads = grad_student, grad_prototypes

@@ -11,6 +11,7 @@ import torch
 from densedino.distributed import all_reduce, world_size
 from densedino.errors import InputError
 from densedino.pretrain.gram import refresh
+from densedino.pretrain.memory import keep_freed_memory
 from densedino.pretrain.meters import demand_entropy
 from densedino.pretrain.optim import clip_gradients, set_hyperparameters, update_ema
 from densedino.pretrain.parallel import average_gradients, whole
@@ -174,6 +175,7 @@ def train_step(
         >>> report = train_step(state, optimizer, batch, stage=stage, values=step_values(stage, 0), seed=0, step=0)
         >>> assert report.finite and report.losses["total"] > 0
     """
+    keep_freed_memory()  # the next step takes as much again
     batches = [batches] if isinstance(batches, Batch) else list(batches)
     gram = stage.losses.gram
     if gram is not None and gram.source == "checkpoint" and state.gram_teacher is None:
