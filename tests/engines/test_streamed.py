@@ -4,10 +4,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+import densedino as dd
 from densedino.engines import streamed
 from densedino.engines.eager import EagerEngine
 from densedino.engines.streamed import StreamEngine
@@ -167,3 +170,20 @@ def test_the_process_stays_within_the_budget(tmp_path, monkeypatch):
     done = subprocess.run([*command, "1GB"], capture_output=True, text=True, check=True)
     planned, peak = map(int, done.stdout.split())
     assert peak < planned <= 1e9 and planned < peak + 2e8
+
+
+def test_load_and_extract_stream_in_large_batches(tmp_path, deep, monkeypatch):
+    save_file(random_state(deep), tmp_path / "x.safetensors")
+    dino = dd.load(weights=tmp_path / "x.safetensors", engine="stream", memory="50GB")
+    eager = dd.load(weights=tmp_path / "x.safetensors", engine="eager", precision="bf16", device="cpu")
+    image = np.random.default_rng(0).integers(0, 255, (40, 64, 3), np.uint8)
+    torch.testing.assert_close(dino(image).patches, eager(image).patches, atol=0, rtol=0)
+    assert dino.engine.name == "stream" and dino.precision == "bf16"
+    for i in range(12):
+        Image.fromarray(image + i).save(tmp_path / f"{i}.png")
+    batches = []
+    monkeypatch.setattr(
+        StreamEngine, "__call__", lambda self, pixels, **k: batches.append(len(pixels)) or eager.engine(pixels, **k)
+    )
+    report = dd.extract(dino, [tmp_path], output=tmp_path / "features")
+    assert report.total == 12 and batches == [12] and report.plan.memory_bytes == 50 * 10**9

@@ -53,6 +53,8 @@ def test_settings_do_not_depend_on_what_is_left():
     assert many.batch_of(196) == 8
     assert many.batch_of(10_000) == 1
     assert Settings.choose(torch.device("cuda"), inputs=1, batch_size=3).batch_of(10) == 3
+    streaming = Settings.choose(cpu, inputs=1000, batch_size=None, streaming=True)
+    assert streaming.streams == 1 and streaming.batch_of(1024) == 8  # weights are read once per batch
 
 
 def test_the_survey_estimates_from_headers(tiny, images, write_images, monkeypatch):

@@ -113,7 +113,8 @@ def extract(
     quarantine = Quarantine(sink.path / "quarantine.jsonl")
     if retry:
         quarantine.forget([item.key for item in items])
-    settings = Settings.choose(dino.device, inputs=len(items), batch_size=batch_size)
+    streaming = dino.engine.name == "stream"
+    settings = Settings.choose(dino.device, inputs=len(items), batch_size=batch_size, streaming=streaming)
     plan = make_plan(dino, listing, limit=limit, sink=sink, quarantine=quarantine, settings=settings, layers=blocks)
     announce(plan)
     start = time.perf_counter()

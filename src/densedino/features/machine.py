@@ -62,7 +62,7 @@ EXTRAS = (
     ),
     Extra(
         name="engines",
-        packages=("openvino", "nncf", "onnx", "onnxscript", "onnxruntime"),
+        packages=("accelerate", "openvino", "nncf", "onnx", "onnxscript", "onnxruntime"),
         enables="models at several times the speed on CPUs; int8; export to OpenVINO and ONNX",
     ),
     Extra(name="xarray", packages=("xarray",), enables="stored features as xarray"),

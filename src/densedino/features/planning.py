@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
+from densedino.engines.streamed import StreamEngine
 from densedino.errors import ImageError, StoreError
 from densedino.features.quarantine import stamp_of
 from densedino.images.containers import FORMATS, open_regular
@@ -85,9 +86,24 @@ class Settings:
     """A segment ends with whichever is reached first. What a killed process loses is a segment or two."""
 
     @classmethod
-    def choose(cls, device: torch.device, *, inputs: int, batch_size: int | None) -> Settings:
-        """Settings for a device and a number of inputs (of the whole listing, so that a resumed run has the same)."""
+    def choose(cls, device: torch.device, *, inputs: int, batch_size: int | None, streaming: bool = False) -> Settings:
+        """Settings for a device and a number of inputs (of the whole listing, so that a resumed run has the same).
+
+        `streaming`: the weights are read from disk once per batch, so a batch is large, and there is one at a time.
+        """
         cores = torch.get_num_threads()
+        if streaming:
+            return cls(
+                streams=1,
+                threads=cores,
+                decoders=1,
+                batch_size=batch_size,
+                batch_tokens=8192,
+                separate=True,
+                segment_images=128,
+                segment_bytes=2**28,
+                segment_flops=1e15,
+            )
         if device.type != "cpu":
             return cls(
                 streams=1,
@@ -122,6 +138,8 @@ class Settings:
 
         Weights, activations, segments in flight, pictures prepared ahead, and sources being decoded.
         """
+        if isinstance(dino.engine, StreamEngine):
+            return dino.engine.memory  # of the whole process
         spec = dino.model.spec
         # Numbers per patch that live at the same time: of a block, or of the first stage, which has 64 per patch.
         width = spec.hidden_dim + 12 * spec.embed_dim if isinstance(spec, ViTSpec) else 64 * 6 * spec.dims[0]
