@@ -17,6 +17,7 @@ from densedino.engines.streamed import StreamEngine
 from densedino.errors import InputError, WeightsError
 from densedino.models import catalog
 from densedino.models.catalog import create_model
+from densedino.models.rope import rope_periods
 from densedino.weights.dialects import from_meta
 from densedino.weights.loading import load_stored, load_weights
 from densedino.weights.packing import pack_weights
@@ -187,3 +188,23 @@ def test_load_and_extract_stream_in_large_batches(tmp_path, deep, monkeypatch):
     )
     report = dd.extract(dino, [tmp_path], output=tmp_path / "features")
     assert report.total == 12 and batches == [12] and report.plan.memory_bytes == 50 * 10**9
+
+
+@pytest.mark.slow
+def test_four_blocks_of_the_largest_width_are_those_in_memory(tmp_path, monkeypatch):
+    """1.4 GB in bfloat16, of which the streaming engine has two blocks in memory at a time."""
+    spec = replace(catalog.MODELS["vit7b16"], depth=4)
+    monkeypatch.setitem(catalog.MODELS, "vit7b16", spec)
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for key, value in create_model(spec, device="meta").state_dict().items():
+        state[key] = torch.empty(value.shape, dtype=torch.bfloat16).normal_(std=0.02, generator=generator)
+        if key.endswith("gamma") or (value.ndim == 1 and key.endswith("norm.weight")):
+            state[key].fill_(0.5)
+    state["rope_embed.periods"] = rope_periods(128, spec.rope_base)
+    save_file(state, tmp_path / "x.safetensors")
+    del state
+    pixels = torch.randn(2, 3, 64, 96)
+    got = StreamEngine(load_stored(weights=tmp_path / "x.safetensors"), memory="3GB")(pixels, layers=(-1, 1))
+    model, _ = load_weights(weights=tmp_path / "x.safetensors")
+    assert_same(got, EagerEngine(model, device=CPU, precision="bf16")(pixels, layers=(-1, 1)), atol=1e-6)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from densedino.models.draws import Kept
-from densedino.models.layers import Linear, attention, linear_gelu, residual
+from densedino.models.layers import GatedMlp, Linear, attention, linear_gelu, residual
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -72,3 +72,14 @@ def test_a_layer_whose_forward_is_replaced_is_called():
     layer.forward = lambda x: torch.full_like(x, 3.0)
     with torch.no_grad():
         assert torch.equal(linear_gelu(layer, torch.zeros(2, 8)), torch.nn.functional.gelu(torch.full((2, 8), 3.0)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gate_in_place_is_the_same_and_leaves_its_input(dtype: torch.dtype) -> None:
+    mlp = GatedMlp(32, 64).to(dtype).requires_grad_(False)
+    x = torch.randn(2, 5, 32, dtype=dtype)
+    before = x.clone()
+    wanted = mlp(x)
+    with torch.no_grad():
+        assert torch.equal(mlp(x), wanted)
+    assert torch.equal(x, before)

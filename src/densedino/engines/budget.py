@@ -78,11 +78,11 @@ def token_bytes(spec: ViTSpec, dtype: torch.dtype) -> tuple[int, int]:
     """Temporaries per token of (attention, feed-forward), at their largest; the residual stream not counted.
 
     Attention: the normed tokens in float32; queries, keys and values; the rotated ones, then as kernels want them, and
-    the result. Feed-forward: the normed tokens, once more in `dtype`, and hidden ones (four for SwiGLU).
+    the result. Feed-forward: the normed tokens, once more in `dtype`, and twice the hidden ones.
     """
     size, dim, hidden = dtype.itemsize, spec.embed_dim, spec.hidden_dim
     attention = 4 * dim + (3 + 2 + 3 + 2) * dim * size
-    inner = (4 if spec.ffn == "swiglu" else 2) * hidden * size
+    inner = 2 * hidden * size
     return attention, 4 * dim + dim * size + max(inner, 4 * dim + dim * size)
 
 

@@ -95,7 +95,8 @@ def activation_bytes(
     dim, hidden = spec.embed_dim, spec.hidden_dim
     number = 2 if precision == "bf16" else 4
     attention = 8 * dim + (8 if precision == "fp32" else 12) * dim * number
-    inner = 8 * dim + (4 if spec.ffn == "swiglu" else 2 if dim >= 1024 else 1) * hidden * number + dim * number
+    fused = spec.ffn == "mlp" and dim < 1024  # GELU in one pass with its product
+    inner = 8 * dim + (1 if fused else 2) * hidden * number + dim * number
     return pixels + images * tokens * max(attention, inner)
 
 
