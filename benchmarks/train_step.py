@@ -3,14 +3,17 @@
     python benchmarks/train_step.py                                   batches of 4 and 8 images, fp32 and bf16
     python benchmarks/train_step.py --batches 8 --precisions fp32 --drop-path 0.3 --rounds 3 --prototypes 262144
 
-ViT-S/16, 2 crops of 224 and 8 of 96 pixels, heads of 3 layers (2048, 256), Sinkhorn-Knopp targets, masks on half of the
-global crops, KoLeo, clipping by module, AdamW, EMA teacher. "plain" is the usual way, written here and importing nothing
-from the package's models and losses: `nn.Linear`, `scaled_dot_product_attention`, rotate-half RoPE, one forward pass per
+ViT-S/16, 2 crops of 224 and 8 of 96 pixels, heads of 3 layers (2048, 256), Sinkhorn-Knopp targets, masks on half of
+the global crops, KoLeo, clipping by module, AdamW, EMA teacher. "plain" is the usual way, written here without the
+package's models and losses: `nn.Linear`, `scaled_dot_product_attention`, rotate-half RoPE, one forward pass per
 resolution, stochastic depth on the kept samples only, logits over prototypes held whole, Sinkhorn-Knopp on their
 exponentials, autograd, fused AdamW, foreach EMA, bf16 by autocast. Each measurement is a process of its own; the
-versions take turns. Time is the median of a process' steps after the first two, then the best over processes. Memory is
-the peak resident size minus that after importing torch (Linux): weights, optimizer and activations.
+versions take turns. Time is the median of a process' steps after the first two, then the best over processes. Memory
+is the peak resident size minus that after importing torch (Linux): weights, optimizer and activations. `--cpu-time`
+runs one thread and takes its own time, which other work beside it disturbs less.
 """
+
+# ruff: noqa: D101, D102 (the plain version's parts are what their names say)
 
 from __future__ import annotations
 
@@ -238,49 +241,58 @@ def resident_mib(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def measure(version: str, batch: int, precision: str, drop_path: float, prototypes: int, steps: int) -> None:
+def measure(build: Callable[..., Callable[[], float]], args: argparse.Namespace) -> None:
+    clock = time.thread_time if args.cpu_time else time.perf_counter
+    if args.cpu_time:
+        torch.set_num_threads(1)
     torch.manual_seed(0)
     start, seconds = resident_mib("VmRSS"), []
-    step = {"plain": plain_step, "ours": our_step}[version](batch, precision, drop_path, prototypes)
-    for _ in range(steps + 2):
-        before = time.perf_counter()
-        loss = step()
-        seconds.append(time.perf_counter() - before)
-    print(json.dumps([statistics.median(seconds[2:]), resident_mib("VmHWM") - start, loss]))
+    step = build(args.batches[0], args.precisions[0], args.drop_path, args.prototypes)
+    for _ in range(args.steps + 2):
+        before = clock()
+        step()
+        seconds.append(clock() - before)
+    print(json.dumps([statistics.median(seconds[2:]), resident_mib("VmHWM") - start]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(versions: dict[str, Callable[..., Callable[[], float]]], *, script: str, text: str | None) -> None:
+    """Measure two versions of the step in turns; the second is ours."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--drop-path", type=float, default=0.0)
     parser.add_argument("--prototypes", type=int, default=65536)
     parser.add_argument("--rounds", type=int, default=2, help="processes of each version")
     parser.add_argument("--steps", type=int, default=4, help="timed steps in each process")
-    parser.add_argument("--measure", choices=["plain", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--cpu-time", action="store_true", help="one thread, by its own time: on a busy machine")
+    parser.add_argument("--measure", choices=list(versions), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        measure(args.measure, args.batches[0], args.precisions[0], args.drop_path, args.prototypes, args.steps)
+        measure(versions[args.measure], args)
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, drop path {args.drop_path}, ", end="")
-    print(f"{args.prototypes} prototypes")
-    print("images precision  plain s  ours s  plain ÷ ours  plain MiB  ours MiB  ours ÷ plain")
+    threads = "1 thread, its own time" if args.cpu_time else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {threads}, drop path {args.drop_path}, {args.prototypes} prototypes")
+    theirs, ours = versions
+    print(f"images precision  {theirs} s  {ours} s  {theirs} ÷ {ours}  {theirs} MiB  {ours} MiB  {ours} ÷ {theirs}")
     for batch in args.batches:
         for precision in args.precisions:
             best: dict[str, list[float]] = {}
             options = ["--drop-path", args.drop_path, "--prototypes", args.prototypes, "--steps", args.steps]
-            for version in ("plain", "ours") * args.rounds:
-                call = [sys.executable, __file__, "--measure", version, "--batches", batch, "--precisions", precision]
-                out = subprocess.run(map(str, call + options), check=True, capture_output=True, text=True).stdout
+            options += ["--cpu-time"] if args.cpu_time else []
+            for version in (theirs, ours) * args.rounds:
+                call = [sys.executable, script, "--measure", version, "--batches", batch, "--precisions", precision]
+                out = subprocess.run(
+                    list(map(str, call + options)), check=True, stdout=subprocess.PIPE, text=True
+                ).stdout
                 found = json.loads(out.splitlines()[-1])
                 best[version] = [min(pair) for pair in zip(found, best.get(version, found), strict=True)]
-            (slow, large, _), (fast, small, _) = best["plain"], best["ours"]
+            (slow, large), (fast, small) = best[theirs], best[ours]
             print(
-                f"{batch:6} {precision:9} {slow:8.2f} {fast:7.2f} {slow / fast:13.2f} {large:10.0f} {small:9.0f} "
-                f"{small / large:13.2f}",
+                f"{batch:6} {precision:9} {slow:8.2f} {fast:7.2f} {slow / fast:8.2f} {large:10.0f} {small:9.0f} "
+                f"{small / large:8.2f}",
                 flush=True,
             )
 
 
 if __name__ == "__main__":
-    main()
+    main({"plain": plain_step, "ours": our_step}, script=__file__, text=__doc__)
