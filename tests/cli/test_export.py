@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-import pytest
-
 from densedino.cli.export import split_source
 from densedino.cli.main import main
-
-pytest.importorskip("openvino")
 
 
 def test_the_source_is_a_name_or_a_checkpoint() -> None:

@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-import pytest
-
 from densedino.cli.main import main
-
-pytest.importorskip("nncf")
 
 
 def test_too_few_images_leave_nothing(photos, tmp_path, capsys) -> None:

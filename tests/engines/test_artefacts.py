@@ -56,7 +56,7 @@ def test_a_killed_maker_leaves_nothing_that_is_taken_for_whole(tmp_path) -> None
     killed = start(tmp_path, 60)
     assert killed.stdout.readline() == "begun\n"
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.communicate()
     out, _ = start(tmp_path, 0).communicate(timeout=500)
     folder = Path(out.splitlines()[-1])
     assert sorted(p.name for p in folder.iterdir()) == ["key.json", "one", "two"]

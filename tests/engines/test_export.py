@@ -20,8 +20,6 @@ from densedino.errors import InputError
 from densedino.models.catalog import MODELS, ConvNeXtSpec, create_model, model_spec
 from densedino.weights.loading import load_weights
 
-pytest.importorskip("openvino")
-pytest.importorskip("onnxruntime")
 CARD = load_weights("debug_vit", weights="random")[1]
 CPU = torch.device("cpu")
 

@@ -8,9 +8,6 @@ from densedino.engines.graph import Graph
 from densedino.engines.onnx import OnnxSession, onnx_engine, write_onnx
 from densedino.errors import InputError
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
-
 
 @pytest.mark.parametrize("name", ["debug_vit_swiglu", "debug_convnext"])
 def test_tokens_are_those_of_eager_at_any_size(lively, name) -> None:

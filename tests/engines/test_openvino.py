@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -7,10 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from densedino.engines.eager import EagerEngine
-from densedino.engines.openvino import has_bf16, openvino_engine
+from densedino.engines.openvino import has_bf16, openvino, openvino_engine
 from densedino.errors import InputError
 
-pytest.importorskip("openvino")
 DEBUG = ("debug_vit", "debug_vit_swiglu", "debug_convnext")
 
 
@@ -83,3 +83,9 @@ def test_changed_weights_show(lively) -> None:
     with torch.no_grad():
         engine.model.blocks[0].ls1.gamma.zero_()
     assert not torch.allclose(engine(image)[0].patches, before, atol=1e-3)
+
+
+def test_nothing_is_reported_to_anybody() -> None:
+    """OpenVINO and NNCF send every use to Intel unless their telemetry cannot be imported."""
+    openvino()
+    assert sys.modules["openvino_telemetry"] is None

@@ -8,7 +8,6 @@ from densedino.engines.placed import PlacedEngine, device_map_of
 from densedino.errors import InputError
 from densedino.models.catalog import create_model
 
-accelerate = pytest.importorskip("accelerate")
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:accelerate", "ignore::UserWarning:accelerate")
 

@@ -18,7 +18,6 @@ from densedino.engines.quantized import (
 from densedino.errors import InputError, StateDictError
 from densedino.weights.loading import load_weights
 
-pytest.importorskip("nncf")
 CARD = load_weights("debug_vit", weights="random")[1]
 
 

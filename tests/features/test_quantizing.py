@@ -8,8 +8,6 @@ from densedino.engines.quantized import read_quantized
 from densedino.errors import InputError
 from densedino.features.quantizing import quantize
 
-pytest.importorskip("nncf")
-
 
 def test_a_quantised_file_is_loaded_like_any_weights(tmp_path, images) -> None:
     path = tmp_path / "small.safetensors"

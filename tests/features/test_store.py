@@ -102,14 +102,12 @@ def test_a_convnext_store_has_empty_registers(dino, path, tmp_path):
     assert next(store.batches(columns=["registers"]))["registers"][0].shape == (0, 32)
 
 
-@pytest.mark.filterwarnings("ignore:lance is not fork-safe")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_torch_dataset_in_worker_processes(path, workers):
     store = dd.FeatureStore(path)
     rows = store.torch_dataset()
     assert rows[0]["patches"].shape == (2, 3, 32)  # opened in this process: workers must not use it
-    context = "fork" if workers else None
+    context = "forkserver" if workers else None  # what Lance asks for: its threads do not live through a fork
     loader = torch.utils.data.DataLoader(
         rows, batch_size=None, num_workers=workers, multiprocessing_context=context, timeout=60 if workers else 0
     )

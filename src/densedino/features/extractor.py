@@ -69,7 +69,8 @@ def load(
     Warns:
         UntrainedWarning: the default weights are random, and nobody asked for that (`weights="random"`).
     """
-    chosen = choose_device(device)
+    alone_on_cpu = engine in ("openvino", "stream") or _is_quantized(weights)
+    chosen = choose_device("cpu" if device == "auto" and alone_on_cpu else device)
     running, card, reason = _start(name, weights, device=chosen, engine=engine, precision=precision, memory=memory)
     if card.untrained and weights is None:
         message = (

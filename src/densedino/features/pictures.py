@@ -209,12 +209,17 @@ def cls_attention(dino: FeatureExtractor, prepared: Prepared, *, layer: int = -1
     A head's values sum to what it does not spend on CLS and registers. Always computed in the model's own float32.
 
     Raises:
-        InputError: a model without attention, or no such layer.
+        InputError: a model without attention or without its weights in memory, or no such layer.
     """
     model = dino.model
     if not isinstance(model, VisionTransformer):
         raise InputError(
             f"{dino.card.model} is a ConvNeXt and has no attention. Use a ViT, or another kind of picture."
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(
+            f"{dino.card.source}: this engine holds no weights that attention could be computed with. Load the weights "
+            "themselves, with engine='eager'."
         )
     pixels = prepared.pixels[None].to(dino.device)
     height, width = model.grid_size(pixels)

@@ -212,7 +212,10 @@ class FeatureStore:
                 yield {name: column_of(name, batch[name], grids) for name in columns}
 
     def torch_dataset(self) -> TorchFeatures:
-        """A map-style `torch.utils.data.Dataset` of this store, for a DataLoader with any number of workers."""
+        """A map-style `torch.utils.data.Dataset` of this store, for a DataLoader with any number of workers.
+
+        Let those be started by `multiprocessing_context="forkserver"` or "spawn": Lance is not safe to fork.
+        """
         return TorchFeatures(self.path)
 
     def xarray(self, which: str | int) -> Any:
