@@ -112,7 +112,7 @@ def test_a_signal_ends_it_with_a_snapshot_and_it_goes_on(folder, number):
     while run.poll() is None and len(steps(output)) < 6:
         time.sleep(0.01)
     run.send_signal(number)
-    assert run.wait(timeout=120) == 130, log(folder)
+    assert run.wait(timeout=500) == 130, log(folder)
     assert "Run the same command again to go on." in log(folder)
     done = steps(output)[-1]
     assert (output / "snapshots" / f"step-{done:08d}").is_dir()
@@ -130,5 +130,5 @@ def test_the_result_loads_and_a_finished_run_stays_as_it_is(folder):
     assert dino(folder / "images" / "00.jpg").patches.shape[-1] == 32
     before = (folder / "whole" / "model.safetensors").read_bytes()
     run = train(folder, "whole")
-    assert run.wait(timeout=120) == 0, log(folder)
+    assert run.wait(timeout=500) == 0, log(folder)
     assert (folder / "whole" / "model.safetensors").read_bytes() == before

@@ -77,17 +77,14 @@ def test_every_place_gives_the_same_pictures(folder: Path, place: str) -> None:
     assert len({source.name(0), source.name(1)}) == 2
 
 
-def read_elsewhere(sources: list[Pictures]) -> list[list[int]]:
-    os.chdir("/")
-    return [source.read(1)[:, 0, 0].tolist() for source in sources]
-
-
 def test_sources_work_in_another_process_and_folder(folder: Path) -> None:
     sources = [open_source(place) for place in PLACES]
     for source in sources:
         source.read(0)  # so that whatever is opened lazily is open
-    with worker_context().Pool(1) as pool:
-        assert pool.apply(read_elsewhere, (sources,)) == [[0, 255, 0]] * len(PLACES)
+    with worker_context().Pool(1) as pool:  # what runs there must be importable: nothing of this file is
+        pool.apply(os.chdir, ("/",))
+        read = [pool.apply(source.read, (1,)) for source in sources]
+    assert [picture[:, 0, 0].tolist() for picture in read] == [[0, 255, 0]] * len(PLACES)
 
 
 def test_objects(folder: Path) -> None:

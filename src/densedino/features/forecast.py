@@ -90,7 +90,7 @@ def activation_bytes(
     pixels = (2 * images + 4) * in_chans * 4 * height * width * spec.stride**2
     if not isinstance(spec, ViTSpec):
         places = 64 * height * width  # of the first stage, whose maps are the largest
-        return pixels + images * places * spec.dims[0] * 4 * 13
+        return pixels + images * places * spec.dims[0] * 4 * 7
     tokens = 1 + spec.num_register_tokens + height * width
     dim, hidden = spec.embed_dim, spec.hidden_dim
     number = 2 if precision == "bf16" else 4
