@@ -11,7 +11,8 @@ from densedino.cli.main import VERBS, main
 
 def test_the_verbs_are_these() -> None:
     """A frozen list: a new verb is a decision, and DESIGN.md names it."""
-    assert list(VERBS) == ["extract", "view", "pretrain", "distill", "plan", "export", "models", "weights", "doctor"]
+    train, run = ["pretrain", "distill"], ["plan", "export", "quantize", "fidelity"]
+    assert list(VERBS) == ["extract", "view", *train, *run, "models", "weights", "doctor"]
 
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])

@@ -53,8 +53,8 @@ def small_segments(monkeypatch):
     choose = Settings.choose
 
     def change(**changes):
-        def chosen(device, *, inputs, batch_size):
-            return replace(choose(device, inputs=inputs, batch_size=batch_size), **changes)
+        def chosen(device, *, inputs, batch_size, streaming=False):
+            return replace(choose(device, inputs=inputs, batch_size=batch_size, streaming=streaming), **changes)
 
         monkeypatch.setattr(Settings, "choose", chosen)
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 
 import pytest
@@ -77,7 +76,7 @@ def go(output, job=None, *, stop_at=None, config=None, **options):
 
     def advance(progress):
         if progress.step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     result = run_job(
         job or Job(),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import signal
 from dataclasses import replace
 
@@ -48,7 +47,7 @@ def teacher():
 def go(run, output, *, stop_at=None, **options):
     def advance(progress):
         if progress.step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     quiet = {"sources": [Made()], "device": "cpu", "say": lambda _: None, "advance": advance}
     return distill_features(run, output=output, **{"teachers": [teacher()], **quiet, **options})

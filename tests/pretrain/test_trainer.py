@@ -56,7 +56,7 @@ def train(run, output, *, source=None, stop_at=None, **options):
 
     def advance(progress):
         if progress.total == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     result = pretrain(
         run, output=output, sources=[source or Made()], device="cpu", say=lines.append, advance=advance, **options
