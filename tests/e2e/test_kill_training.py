@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -37,10 +38,8 @@ def folder(tmp_path_factory):
         path = folder / "images" / f"{number:02d}.jpg"
         Image.fromarray(pixels).resize((72, 96)).save(path)
     os.truncate(path, 150)
-    start = time.monotonic()
     run = train(folder, "whole")
     assert run.wait(timeout=500) == 0, log(folder)
-    (folder / "seconds").write_text(str(time.monotonic() - start))
     return folder
 
 
@@ -62,6 +61,8 @@ def steps(output: Path) -> list[int]:
 def kill_and_resume(folder: Path, output: str, *, kills: int, seed: int) -> int:
     """Kill so many runs at work, and finish; returns how many were killed after their first snapshot."""
     moment = random.Random(seed)
+    entries = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
+    step_seconds = statistics.median(e["images"] / e["step"] / e["images_per_second"] for e in entries)
     killed = 0
     for _ in range(kills):
         run = train(folder, output)
@@ -69,7 +70,7 @@ def kill_and_resume(folder: Path, output: str, *, kills: int, seed: int) -> int:
         before = path.stat().st_size if path.exists() else 0
         while run.poll() is None and (not path.exists() or path.stat().st_size <= before):
             time.sleep(0.005)  # until it trains
-        time.sleep(moment.uniform(0, float((folder / "seconds").read_text()) / 6))
+        time.sleep(moment.uniform(0, 2 * step_seconds))
         run.send_signal(signal.SIGKILL)
         killed += run.wait(timeout=60) == -signal.SIGKILL
     run = train(folder, output)
