@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
-__all__ = ["Row", "draw_sheet", "save_png"]
+__all__ = ["Row", "draw_sheet", "save_png", "wrap"]
 
 _NARROW = 16  # letters' heights that a caption needs in width, however narrow the picture
 _INK, _PAPER, _FAINT, _ALARM = (24, 24, 28), (255, 255, 255), (110, 110, 118), (196, 30, 30)
@@ -51,7 +51,7 @@ def draw_sheet(rows: Sequence[Row], *, heading: str, alarm: str = "") -> Image.I
     cells = [[(row.photo, None), *((picture.image, picture) for picture in row.pictures)] for row in rows]
     widths = [max(_NARROW * letter, *(panels[i][0].width for panels in cells)) for i in range(len(cells[0]))]
     width = sum(widths) + margin * (len(widths) + 1)
-    heads, alarms = (_wrap(text, font, width - 2 * margin) for text in (heading, alarm))
+    heads, alarms = (wrap(text, font, width - 2 * margin) for text in (heading, alarm))
     foot = 2 * line + margin
     height = 2 * margin + line * len(heads + alarms) + sum(row.photo.height + foot for row in rows)
     sheet = Image.new("RGB", (width, height), _PAPER)
@@ -120,7 +120,8 @@ def _shorten(text: str, font: Font, width: int) -> str:
     return text + "..."
 
 
-def _wrap(text: str, font: Font, width: int) -> list[str]:
+def wrap(text: str, font: Font, width: int) -> list[str]:
+    """The lines of `text`, broken between words so that each is at most `width` pixels wide, if its words are."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
+from densedino.features.sheet import wrap
 from densedino.pretrain.charts import HEAD, HEIGHT, WIDTH, paint
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def draw_poster(run: RunData, found: Sequence[Verdict], shown: Sequence[Panel]) 
     lines = [
         (verdict.level if i == 0 else "", line)
         for verdict in found
-        for i, line in enumerate(_wrapped(verdict.sentence, text, inner - 34))
+        for i, line in enumerate(wrap(verdict.sentence, text, inner - 34))
     ]
     charts = [chart for panel in shown for chart in panel.charts][:CHARTS]
     head = _MARGIN + 90 + _LINE * len(lines) + _GAP
@@ -74,13 +75,3 @@ def _strip(film: Film, font: Font, width: int) -> Image.Image:
                 cell = image.resize((step - gap, step - gap), Image.Resampling.BICUBIC)
                 sheet.paste(cell, (left + column * step, top + (row - block * rows) * step))
     return sheet
-
-
-def _wrapped(text: str, font: Font, width: int) -> list[str]:
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
