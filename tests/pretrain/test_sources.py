@@ -18,7 +18,7 @@ from PIL import Image
 from densedino.errors import ImageError, InputError, MissingExtraError
 from densedino.pretrain.crops import CropConfig
 from densedino.pretrain.schedules import constant
-from densedino.pretrain.settings import DataConfig, OptimizerConfig, Resolution, RunConfig, SourceConfig, StageConfig
+from densedino.pretrain.settings import DataConfig, OptimizerConfig, Resolution, SourceConfig, StageConfig
 from densedino.pretrain.sources import Pictures, open_source, open_sources
 from densedino.pretrain.workers import worker_context
 
@@ -201,12 +201,12 @@ def test_a_data_set_needs_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatc
         open_source("hub")
 
 
-def run(data: DataConfig, *, crops: CropConfig) -> RunConfig:
+def stages(crops: CropConfig) -> list[StageConfig]:
     optimizer = OptimizerConfig(lr=constant(1e-3))
     stage = StageConfig(
         name="one", steps=1, batch_size=1, resolutions=(Resolution(crops=crops),), optimizer=optimizer, start="random"
     )
-    return RunConfig(model="debug_vit", stages=(stage,), data=data)
+    return [stage]
 
 
 CROPS = CropConfig(mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -214,10 +214,10 @@ CROPS = CropConfig(mean=(0.5,) * 3, std=(0.5,) * 3)
 
 def test_sources_of_a_run(folder: Path) -> None:
     data = DataConfig(sources=(SourceConfig(path="photos"), SourceConfig(path="arrays.npy")), max_value=255)
-    sources = open_sources(run(data, crops=CROPS))
+    sources = open_sources(data, stages=stages(CROPS))
     assert [(len(source), source.max_value, source.enough_pixels) for source in sources] == [(2, 255, None)] * 2
     with pytest.raises(InputError, match="no data: name a folder"):
-        open_sources(run(DataConfig(), crops=CROPS))
+        open_sources(DataConfig(), stages=stages(CROPS))
 
 
 def test_large_jpegs_are_decoded_smaller_if_that_is_asked_for(tmp_path: Path) -> None:
@@ -229,12 +229,12 @@ def test_large_jpegs_are_decoded_smaller_if_that_is_asked_for(tmp_path: Path) ->
     large.save(tmp_path / "large.webp", quality=50)
     photo.save(tmp_path / "small.jpg")
     config = DataConfig(sources=(SourceConfig(path=str(tmp_path)),), fast_jpeg=True)
-    (exact,) = open_sources(run(replace(config, fast_jpeg=False), crops=CROPS))
+    (exact,) = open_sources(replace(config, fast_jpeg=False), stages=stages(CROPS))
     small = replace(CROPS, global_size=96, local_size=48)
     for crops, first in ((CROPS, (1600, 2400)), (small, (800, 1200)), (replace(small, gram_size=224), (1600, 2400))):
-        (fast,) = open_sources(run(config, crops=crops))
+        (fast,) = open_sources(config, stages=stages(crops))
         assert [tuple(fast.read(i).shape[1:]) for i in range(3)] == [first, (1600, 2400), (400, 600)]
-    (fast,) = open_sources(run(config, crops=small))
+    (fast,) = open_sources(config, stages=stages(small))
     whole = [source.read(0)[None].float() for source in (exact, fast)]
     shown = [F.interpolate(x, (200, 300), mode="bicubic", antialias=True) for x in whole]
     assert (shown[0] - shown[1]).square().mean().sqrt() < 1

@@ -97,7 +97,7 @@ def run(
         config = _watch(config, labelled)
         chosen, config = config, override(_with_precision(config, precision, where), set)
         if config.data != chosen.data or config.data.fast_jpeg:
-            sources = open_sources(config)
+            sources = open_sources(config.data, stages=config.stages)
         config = _prepare(config, sources, where, Path(out), only_plan=plan, say=say)
         return 0 if plan else _train(config, sources, out, device, sharded, accept_changes, say)
 

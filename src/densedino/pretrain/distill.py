@@ -29,7 +29,7 @@ from densedino.pretrain.passes import Passes, make_targets
 from densedino.pretrain.randomness import counted_seed
 from densedino.pretrain.settings import DataConfig, HeadConfig, SnapshotConfig, StageConfig
 from densedino.pretrain.snapshots import find_snapshot
-from densedino.pretrain.sources import open_source
+from densedino.pretrain.sources import open_sources
 from densedino.pretrain.step import finish_step
 from densedino.pretrain.student_teacher import Network, make_optimizer
 
@@ -309,14 +309,7 @@ def distill(
         TrainingError: too many steps were not finite.
     """
     with processes(device) as where:
-        channels = len(config.stage.resolutions[0].crops.mean)
-        opened = (
-            sources
-            if sources is not None
-            else [open_source(s.path, in_chans=channels, max_value=config.data.max_value) for s in config.data.sources]
-        )
-        if not opened:
-            raise InputError("no data: name a folder, pattern, list, shards or data set in DataConfig.sources.")
+        opened = open_sources(config.data, stages=[config.stage]) if sources is None else sources
         job = DistillJob(config, teacher or read_teacher(config, say=say or print), device=where)
         return run_job(
             job,

@@ -18,7 +18,7 @@ from densedino.pretrain.feature_distill import FeatureState, TeacherConfig, feat
 from densedino.pretrain.optim import adamw, parameter_groups
 from densedino.pretrain.parallel import processes
 from densedino.pretrain.settings import DataConfig, SnapshotConfig, StageConfig
-from densedino.pretrain.sources import open_source
+from densedino.pretrain.sources import open_sources
 from densedino.pretrain.teacher_cache import TeacherCache
 from densedino.pretrain.teachers import Teacher, Tokens, open_teacher
 
@@ -232,14 +232,7 @@ def distill_features(
     """
     output = Path(output)
     with processes(device) as where:
-        if sources is None:
-            crops = config.stage.resolutions[0].crops
-            sources = [
-                open_source(s.path, in_chans=len(crops.mean), max_value=config.data.max_value)
-                for s in config.data.sources
-            ]
-        if not sources:
-            raise InputError("no data: name a folder, pattern, list, shards or data set in DataConfig.sources.")
+        sources = open_sources(config.data, stages=[config.stage]) if sources is None else sources
         asked = teachers or [_open(settings, where) for settings in config.teachers]
         job = FeatureJob(
             config,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from densedino.images.decoding import ImageSource
     from densedino.pretrain.crops import CropConfig
-    from densedino.pretrain.settings import RunConfig
+    from densedino.pretrain.settings import DataConfig, StageConfig
 
 __all__ = ["Pictures", "Source", "open_source", "open_sources"]
 
@@ -215,19 +215,18 @@ def open_source(data: Any, *, in_chans: int = 3, max_value: float | None = None)
     return Pictures(collection=collection, in_chans=in_chans, max_value=max_value)
 
 
-def open_sources(config: RunConfig) -> tuple[Pictures, ...]:
-    """All sources of a run.
+def open_sources(data: DataConfig, *, stages: Sequence[StageConfig]) -> tuple[Pictures, ...]:
+    """All sources of a run, with the channels that the crops of its `stages` have.
 
     Raises:
         InputError: none is named, or one cannot be opened.
         MissingExtraError: an optional package is needed for one.
     """
-    data = config.data
     if not data.sources:
         raise InputError("no data: name a folder, pattern, list, shards or data set in DataConfig.sources.")
-    crops = [resolution.crops for stage in config.stages for resolution in stage.resolutions]
+    crops = [resolution.crops for stage in stages for resolution in stage.resolutions]
     enough = max(map(_enough_pixels, crops)) if data.fast_jpeg else None
-    opened = (open_source(s.path, in_chans=config.in_chans, max_value=data.max_value) for s in data.sources)
+    opened = (open_source(s.path, in_chans=len(crops[0].mean), max_value=data.max_value) for s in data.sources)
     return tuple(replace(source, enough_pixels=enough) for source in opened)
 
 

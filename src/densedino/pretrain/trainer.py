@@ -136,7 +136,7 @@ def pretrain(
         run = _Run(
             config=config,
             output=Path(output),
-            sources=open_sources(config) if sources is None else tuple(sources),
+            sources=open_sources(config.data, stages=config.stages) if sources is None else tuple(sources),
             device=where,
             sharded=sharded and world_size() > 1,
             say=(say or _to_stderr) if rank() == 0 else _nothing,
