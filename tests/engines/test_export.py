@@ -15,7 +15,7 @@ from densedino.engines import export
 from densedino.engines.eager import EagerEngine
 from densedino.engines.export import FORMATS, Sizes, export_model
 from densedino.engines.onnx import OnnxSession
-from densedino.engines.openvino import OpenVINOSession, compile_model, openvino
+from densedino.engines.openvino import OpenVINOSession, compile_model, core
 from densedino.errors import InputError
 from densedino.models.catalog import MODELS, ConvNeXtSpec, create_model, model_spec
 from densedino.weights.loading import load_weights
@@ -80,7 +80,7 @@ def test_licence_and_fingerprint_are_in_every_file(lively, tmp_path) -> None:
     assert one.metadata == two.metadata == three.metadata
     stored = {prop.key: prop.value for prop in onnx.load(one.path).metadata_props}
     assert stored.items() >= one.metadata.items()
-    read = openvino().Core().read_model(two.path)
+    read = core().read_model(two.path)
     assert read.get_rt_info(["densedino", "licence"]).astype(str) == "DINOv3 License https://example.org/licence"
     assert read.get_rt_info(["densedino", "fingerprint"]).astype(str) == one.metadata["densedino.fingerprint"]
     extra = {"densedino.json": ""}
@@ -141,4 +141,4 @@ def test_killed_at_any_moment_it_leaves_no_half_file(tmp_path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         if path.exists():
-            openvino().Core().read_model(path)
+            core().read_model(path)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 
@@ -89,3 +91,29 @@ def test_nothing_is_reported_to_anybody() -> None:
     """OpenVINO and NNCF send every use to Intel unless their telemetry cannot be imported."""
     openvino()
     assert sys.modules["openvino_telemetry"] is None
+
+
+SIGNALLED = """
+import faulthandler, gc, signal, torch
+from densedino.engines.openvino import openvino_engine
+from densedino.models.catalog import create_model
+faulthandler.enable()                                  # has a stack for signals, as pytest does
+torch.set_num_threads(1)
+first, second = (openvino_engine(create_model(name), precision="fp32") for name in ("debug_vit", "debug_convnext"))
+for engine in (first, second):
+    engine(torch.randn(1, 3, 32, 32))
+del first, engine
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("alive"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_signals_reach_a_process_whose_engines_came_and_went(tmp_path) -> None:
+    environment = os.environ | {"DENSEDINO_CACHE": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", SIGNALLED], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) == (0, "alive\n"), run.stderr

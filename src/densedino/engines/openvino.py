@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
     from densedino.models.convnext import ConvNeXt
     from densedino.models.vit import VisionTransformer
 
-__all__ = ["OpenVINOSession", "compile_model", "convert_graph", "has_bf16", "openvino", "openvino_engine", "select"]
+__all__ = [
+    "OpenVINOSession",
+    "compile_model",
+    "convert_graph",
+    "core",
+    "has_bf16",
+    "openvino",
+    "openvino_engine",
+    "select",
+]
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -36,9 +46,21 @@ def openvino() -> Any:
     return require("openvino", extra="engines", purpose="engine 'openvino'")
 
 
+@functools.cache
+def core() -> Any:
+    """The one `openvino.Core` of this process, with its CPU plugin, which stays to the end.
+
+    The plugin gives the thread that loads it another stack for signals, and takes it away when it goes: several that
+    come and go leave one that is no more, and the next signal, however harmless, kills the process.
+    """
+    found = openvino().Core()
+    found.get_versions("CPU")
+    return found
+
+
 def has_bf16() -> bool:
     """Whether OpenVINO multiplies in bfloat16 on this CPU."""
-    return "BF16" in openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def openvino_engine(model: VisionTransformer | ConvNeXt, *, precision: str) -> GraphEngine:
@@ -62,7 +84,7 @@ def openvino_engine(model: VisionTransformer | ConvNeXt, *, precision: str) -> G
 
     def build(layers: tuple[int, ...], norm: bool) -> OpenVINOSession:
         names = [name for i in layers for name in output_names(model, i, norm=norm)]
-        whole = openvino().Core().read_model(_kept_graph(model) / "graph.xml")
+        whole = core().read_model(_kept_graph(model) / "graph.xml")
         return OpenVINOSession(compile_model(select(whole, names), precision=precision, threads=threads))
 
     return GraphEngine(model.to("cpu"), build, name="openvino", precision=precision, device=torch.device("cpu"))
@@ -122,7 +144,7 @@ def compile_model(model: Any, *, precision: str, threads: int | None = None, gro
     }
     if group is not None:
         hints["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group
-    return openvino().Core().compile_model(model, "CPU", hints)
+    return core().compile_model(model, "CPU", hints)
 
 
 class OpenVINOSession:

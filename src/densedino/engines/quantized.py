@@ -20,7 +20,7 @@ import torch
 from densedino.checkpoint import atomic_path
 from densedino.engines.artefacts import artefact
 from densedino.engines.graph import Graph, output_names
-from densedino.engines.openvino import OpenVINOSession, compile_model, convert_graph, has_bf16, openvino, select
+from densedino.engines.openvino import OpenVINOSession, compile_model, convert_graph, core, has_bf16, openvino, select
 from densedino.engines.running import GraphEngine, float32, graph_key
 from densedino.errors import InputError, StateDictError, require
 from densedino.models.catalog import create_model, model_spec
@@ -102,7 +102,7 @@ def calibrate(model: VisionTransformer | ConvNeXt, images: Sequence[Tensor], *, 
 
 
 def _nncf() -> Any:
-    openvino()
+    core()  # before any of NNCF's own
     nncf = require("nncf", extra="engines", purpose="quantising")
     nncf.set_log_level(logging.ERROR)
     return nncf
@@ -140,7 +140,7 @@ def compressed_engine(model: VisionTransformer | ConvNeXt, *, precision: Bits) -
             ov.save_model(_compress(graph, precision), folder / "graph.xml", compress_to_fp16=False)
 
         key = {**graph_key(model), "openvino": ov.__version__, "nncf": nncf.__version__, "weights": precision}
-        return ov.Core().read_model(artefact(key, make) / "graph.xml")
+        return core().read_model(artefact(key, make) / "graph.xml")
 
     return _engine(model, source, precision=precision, dynamic=True)
 
@@ -250,7 +250,7 @@ def read_quantized(path: str | PathLike[str]) -> Quantized:
     card = replace(card, source=str(path), sha256=file_sha256(Path(path).expanduser()))
     ov = openvino()
     content = load_file(Path(path).expanduser())[_WEIGHTS]
-    graph = ov.Core().read_model(metadata[_GRAPH].encode(), ov.Tensor(content.numpy()))
+    graph = core().read_model(metadata[_GRAPH].encode(), ov.Tensor(content.numpy()))
     model = create_model(model_spec(card.model), in_chans=card.in_chans, device="meta")
     return Quantized(graph, model, card, "int8" if precision == "int8" else "int4", _report(metadata))
 
