@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -67,10 +66,3 @@ def run_folder(tmp_path: Path) -> Path:
         )
         write_look(run, record, patches=clean + 2 * lost * torch.randn(clean.shape, generator=generator))
     return run
-
-
-@pytest.fixture(autouse=True)
-def _a_stray_signal_does_not_end_all_tests():
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    yield
-    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
