@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import densedino as dd
+from densedino.features.probes import confusion_matrix, fit_linear_probe, mean_iou, patch_shares
+from densedino.images.labelled import read_mask, read_mask_folder
 from densedino.pretrain.meters import cls_patch_cosine, coherence, similarity_drift
-from densedino.pretrain.probe_folders import read_mask, read_mask_folder
-from densedino.pretrain.probes import confusion_matrix, fit_linear_probe, mean_iou, patch_shares
 
 FAULTS = {"common": (0.25, 0.5, 1, 2), "noise": (0.25, 0.5, 1), "both": (0.25, 0.5, 1), "artefacts": (0.05, 0.1, 0.3)}
 

@@ -10,7 +10,6 @@ from densedino.errors import InputError
 from densedino.pretrain.optim import (
     adamw,
     clip_gradients,
-    layers_of,
     parameter_groups,
     set_hyperparameters,
     update_ema,
@@ -51,11 +50,6 @@ def by_name(module, groups):
     return {
         names[id(p)]: (g["lr_multiplier"], g["wd_multiplier"]) for g in groups for p in g["params"] if id(p) in names
     }
-
-
-def test_layers_of_a_vit_and_a_convnext():
-    assert list(layers_of(list(VIT)).values()) == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 3, 3]
-    assert list(layers_of(list(CONVNEXT)).values()) == [0, 0, 1, 2, 3, 3, 3, 4, 5]
 
 
 def test_multipliers_of_a_vit():

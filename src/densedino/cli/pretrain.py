@@ -230,7 +230,7 @@ def _read_as(
 
 def _watch(config: RunConfig, labelled: Sequence[str]) -> RunConfig:
     """With the probes that these folders are for."""
-    from densedino.pretrain.probe_folders import read_class_folder, read_mask_folder
+    from densedino.images.labelled import read_class_folder, read_mask_folder
 
     monitor = config.monitor
     for folder in labelled:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from densedino.distributed import all_reduce
 from densedino.errors import DenseDinoError, InputError
+from densedino.features.probes import confusion_matrix, fit_linear_probe, knn_vote, mean_iou, patch_shares
 from densedino.images.decoding import read_image
+from densedino.images.labelled import evenly, read_class_folder, read_mask, read_mask_folder
 from densedino.pretrain.meters import cls_patch_cosine, coherence, effective_rank, feature_std, near_and_far
-from densedino.pretrain.probe_folders import evenly, read_class_folder, read_mask, read_mask_folder
-from densedino.pretrain.probes import confusion_matrix, fit_linear_probe, knn_vote, mean_iou, patch_shares
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

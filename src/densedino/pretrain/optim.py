@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from densedino.errors import InputError
+from densedino.models.order import is_token, layers_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from densedino.pretrain import Fidelity
 
-__all__ = ["adamw", "clip_gradients", "layers_of", "parameter_groups", "set_hyperparameters", "update_ema"]
+__all__ = ["adamw", "clip_gradients", "parameter_groups", "set_hyperparameters", "update_ema"]
 
 
 def parameter_groups(
@@ -58,26 +58,6 @@ def parameter_groups(
         for name, parameter in head.named_parameters():
             add(name, parameter, 1.0)
     return list(groups.values())
-
-
-def layers_of(names: Sequence[str]) -> dict[str, int]:
-    """The layer of each of a backbone's parameters: 0 embeddings and tokens, 1…depth blocks, depth + 1 the rest.
-
-    A ConvNeXt's blocks count through its stages; what stands between two stages belongs to the block after it.
-    """
-    matches = {name: _BLOCK.match(name) for name in names}
-    places = {name: (int(match[1] or 0), int(match[2])) for name, match in matches.items() if match}
-    order = {place: layer for layer, place in enumerate(sorted(set(places.values())), start=1)}
-
-    def layer(name: str) -> int:
-        if name in places:
-            return order[places[name]]
-        if between := re.match(r"downsample_layers\.([1-9])\.", name):
-            return order[int(between[1]), 0]
-        embeds = name.startswith(("patch_embed.", "downsample_layers.0.")) or _is_token(name)
-        return 0 if embeds else len(order) + 1
-
-    return {name: layer(name) for name in names}
 
 
 def adamw(
@@ -127,14 +107,7 @@ def update_ema(teacher: nn.Module, student: nn.Module, *, momentum: float) -> No
         torch._foreach_add_(ours, theirs, alpha=1 - momentum)
 
 
-_BLOCK = re.compile(r"(?:blocks|stages\.(\d+))\.(\d+)\.")
-
-
-def _is_token(name: str) -> bool:
-    return name.endswith(("_token", "_tokens"))
-
-
 def _exempt(name: str, parameter: Tensor, fidelity: Fidelity) -> bool:
     if name.endswith("bias") or "norm" in name or "gamma" in name:
         return True
-    return fidelity == "paper" and (parameter.ndim < 2 or _is_token(name))
+    return fidelity == "paper" and (parameter.ndim < 2 or is_token(name))

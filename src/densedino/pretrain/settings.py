@@ -291,7 +291,7 @@ class MonitorConfig:
     knn: str | None = None
     """A folder of class folders (maybe in train/ and val/), for the nearest-neighbour probe."""
     segmentation: str | None = None
-    """A folder of images and masks (`densedino.pretrain.probe_folders`), for the linear segmentation probe."""
+    """A folder of images and masks (`densedino.images.labelled`), for the linear segmentation probe."""
     ignore_label: int = 255
     """The value of a mask that is no class: 11 in CamVid."""
     tensorboard: bool = True

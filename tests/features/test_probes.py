@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densedino.errors import InputError
-from densedino.pretrain.probes import confusion_matrix, fit_linear_probe, knn_vote, mean_iou, patch_shares
+from densedino.features.probes import confusion_matrix, fit_linear_probe, knn_vote, mean_iou, patch_shares
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

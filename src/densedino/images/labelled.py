@@ -1,4 +1,4 @@
-"""Owns the labelled folders that a run is watched with: their layouts, and the counted subset that a probe takes."""
+"""Owns labelled folders: their layouts, the masks in them, and the counted subset that a probe takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from densedino.images.containers import IMAGE_SUFFIXES
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["ClassFolder", "MaskFolder", "evenly", "read_class_folder", "read_mask", "read_mask_folder"]
+__all__ = [
+    "ClassFolder",
+    "MaskFolder",
+    "evenly",
+    "read_class_folder",
+    "read_depth",
+    "read_depth_folder",
+    "read_mask",
+    "read_mask_folder",
+]
 
 HELD_OUT = 4
 """Where a folder has no split of its own, every fourth image is held out."""
@@ -27,6 +36,13 @@ _LAYOUTS = (
     ("images/train", "masks/train", "images/val", "masks/val"),
 )
 _UNSPLIT = (("images", "masks"), ("images", "labels"), ("images", "annotations"))
+_DEPTHS = (
+    ("train", "traindepth", "val", "valdepth"),
+    ("train/images", "train/depth", "val/images", "val/depth"),
+    ("images/train", "depth/train", "images/val", "depth/val"),
+)
+_UNSPLIT_DEPTHS = (("images", "depth"), ("images", "depths"))
+DEPTH_SUFFIXES = frozenset({".npy", ".png", ".tif", ".tiff"})
 
 
 def evenly(count: int, wanted: int) -> list[int]:
@@ -88,16 +104,16 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     return {name: paths for name, paths in found.items() if paths}
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+def _images(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.name[0] != ".")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskFolder:
-    """Images with a map of labels each, for a linear segmentation."""
+    """Images with a map of labels, or of depths, each."""
 
     train: tuple[tuple[Path, Path], ...]
-    """(image, mask)."""
+    """(image, mask or depth map)."""
     val: tuple[tuple[Path, Path], ...]
 
     def take(self, *, train: int, val: int) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
@@ -116,30 +132,53 @@ def read_mask_folder(folder: Path) -> MaskFolder:
     Raises:
         InputError: the folder has none of these, or an image has no mask.
     """
-    for layout in _LAYOUTS:
+    return _pair_folder(folder, _LAYOUTS, _UNSPLIT, IMAGE_SUFFIXES, what="mask", written="as PNG or TIFF")
+
+
+def read_depth_folder(folder: Path) -> MaskFolder:
+    """Find pairs of image and depth map (same name) in one of these layouts; for the maps see `read_depth`.
+
+    `train traindepth val valdepth`, `train/images train/depth val/images val/depth`, `images/train depth/train
+    images/val depth/val`; or `images` and `depth` or `depths` (then split here).
+
+    Raises:
+        InputError: the folder has none of these, or an image has no depth map.
+    """
+    written = "as NumPy's .npy, or PNG or TIFF"
+    return _pair_folder(folder, _DEPTHS, _UNSPLIT_DEPTHS, DEPTH_SUFFIXES, what="depth map", written=written)
+
+
+def _pair_folder(
+    folder: Path,
+    layouts: tuple[tuple[str, str, str, str], ...],
+    unsplit: tuple[tuple[str, str], ...],
+    suffixes: frozenset[str],
+    *,
+    what: str,
+    written: str,
+) -> MaskFolder:
+    def pairs(images: Path, maps: Path) -> tuple[tuple[Path, Path], ...]:
+        by_name = {p.relative_to(maps).with_suffix(""): p for p in _images(maps, suffixes)}
+        found = [(p, by_name.get(p.relative_to(images).with_suffix(""))) for p in _images(images)]
+        missing = [p.name for p, pair in found if pair is None]
+        if missing or not found:
+            first = f"{len(missing)} images have no {what} in {str(maps)!r}, the first is {missing[:1]}"
+            problem = first if missing else f"no images in {str(images)!r}"
+            raise InputError(f"{problem}. A {what} has the name of its image, {written}.")
+        return tuple((p, pair) for p, pair in found if pair is not None)
+
+    for layout in layouts:
         parts = [folder / name for name in layout]
         if all(part.is_dir() for part in parts):
-            return MaskFolder(train=_pairs(parts[0], parts[1]), val=_pairs(parts[2], parts[3]))
-    for names in _UNSPLIT:
+            return MaskFolder(train=pairs(parts[0], parts[1]), val=pairs(parts[2], parts[3]))
+    for names in unsplit:
         parts = [folder / name for name in names]
         if all(part.is_dir() for part in parts):
-            pairs = _pairs(*parts)
-            train = tuple(pair for i, pair in enumerate(pairs) if i % HELD_OUT != HELD_OUT - 1)
-            return MaskFolder(train=train, val=pairs[HELD_OUT - 1 :: HELD_OUT])
-    valid = "; ".join(" ".join(names) for names in (*_LAYOUTS, *_UNSPLIT))
-    raise InputError(f"{str(folder)!r} has none of the layouts of images with masks. Valid subfolders: {valid}.")
-
-
-def _pairs(images: Path, masks: Path) -> tuple[tuple[Path, Path], ...]:
-    by_name = {p.relative_to(masks).with_suffix(""): p for p in _images(masks)}
-    found = [(p, by_name.get(p.relative_to(images).with_suffix(""))) for p in _images(images)]
-    missing = [p.name for p, mask in found if mask is None]
-    if missing or not found:
-        what = f"{len(missing)} images have no mask in {str(masks)!r}, the first is {missing[0]!r}" if missing else ""
-        raise InputError(
-            f"{what or f'no images in {str(images)!r}'}. A mask has the name of its image, as PNG or TIFF."
-        )
-    return tuple((p, mask) for p, mask in found if mask is not None)
+            both = pairs(parts[0], parts[1])
+            train = tuple(pair for i, pair in enumerate(both) if i % HELD_OUT != HELD_OUT - 1)
+            return MaskFolder(train=train, val=both[HELD_OUT - 1 :: HELD_OUT])
+    valid = "; ".join(" ".join(names) for names in (*layouts, *unsplit))
+    raise InputError(f"{str(folder)!r} has none of the layouts of images with {what}s. Valid subfolders: {valid}.")
 
 
 def read_mask(path: Path) -> Tensor:
@@ -159,3 +198,31 @@ def read_mask(path: Path) -> Tensor:
             "pixel; colours are to be mapped to numbers first."
         )
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def read_depth(path: Path, *, scale: float = 1.0) -> Tensor:
+    """The depths of a file [H, W], times `scale`: float32 in metres; 0 and NaN where nothing was measured.
+
+    Raises:
+        ImageError: it cannot be read, has several channels, or depths below 0.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            depth = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as image:
+                depth = np.asarray(image)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"depth map {str(path)!r} cannot be read ({error}).") from error
+    if depth.ndim != 2 or depth.dtype.kind not in "uif":
+        raise ImageError(
+            f"depth map {str(path)!r} is {depth.dtype} of shape {depth.shape}; it must be [H, W] of numbers, one depth "
+            "for each pixel."
+        )
+    metres = torch.from_numpy(depth.astype(np.float32)) * scale
+    if bool((metres < 0).any()):
+        raise ImageError(
+            f"depth map {str(path)!r} goes down to {float(metres.nan_to_num().min()):g}; depths are above 0, and 0 or "
+            "NaN where nothing was measured."
+        )
+    return metres

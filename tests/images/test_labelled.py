@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 
 from densedino.errors import ImageError, InputError
-from densedino.pretrain.probe_folders import evenly, read_class_folder, read_mask, read_mask_folder
+from densedino.images.labelled import (
+    evenly,
+    read_class_folder,
+    read_depth,
+    read_depth_folder,
+    read_mask,
+    read_mask_folder,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,3 +128,24 @@ def test_a_mask_in_colours_or_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match="cannot be read"):
         read_mask(tmp_path / "broken.png")
+
+
+def test_depth_maps_are_paired_and_scaled(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"images/{i}.jpg" for i in range(4)))
+    (tmp_path / "depth").mkdir()
+    for i in range(3):
+        np.save(tmp_path / "depth" / f"{i}.npy", np.full((2, 3), i, np.float32))
+    Image.fromarray(np.full((2, 3), 2500, np.uint16)).save(tmp_path / "depth" / "3.png")
+    folder = read_depth_folder(tmp_path)
+    assert [p[1].name for p in folder.train] == ["0.npy", "1.npy", "2.npy"]
+    assert torch.equal(read_depth(folder.val[0][1], scale=0.001), torch.full((2, 3), 2.5))
+    (tmp_path / "depth" / "1.npy").unlink()
+    with pytest.raises(InputError, match=r"1 images have no depth map.*1\.jpg"):
+        read_depth_folder(tmp_path)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 2, 3)), np.full((2, 2), -1.0), np.array([["a"]])])
+def test_a_depth_map_that_is_none_is_named(bad: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "bad.npy", bad)
+    with pytest.raises(ImageError, match=r"bad\.npy"):
+        read_depth(tmp_path / "bad.npy")
