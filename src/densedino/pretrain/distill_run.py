@@ -6,8 +6,6 @@ RUN/NAME.safetensors       in the end: each student's moving average, which `den
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -27,9 +25,9 @@ from densedino.pretrain.loading import Loader
 from densedino.pretrain.outcome import OWN_LICENCE
 from densedino.pretrain.randomness import counted_seed
 from densedino.pretrain.signals import Stop, stop_on_signals
+from densedino.pretrain.sitting import agree, first_process, pictures, to_stderr, until_stopped, write_config
 from densedino.pretrain.snapshots import (
     Position,
-    config_differences,
     find_snapshot,
     prune_snapshots,
     read_snapshot,
@@ -43,7 +41,7 @@ from densedino.weights.convert import write_weights
 from densedino.weights.loading import load_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -126,18 +124,16 @@ class _Run:
         folder = self.output / "snapshots"
         snapshot = find_snapshot(folder, announce=self.say)
         if snapshot is not None:
-            changes = config_differences(
-                snapshot.config, self.config, free=("snapshots", "data.workers", "data.prefetch")
+            agree(
+                self.output,
+                snapshot,
+                self.config,
+                sources=self.sources,
+                free=("snapshots", "data.workers", "data.prefetch"),
+                accept_changes=accept_changes,
+                say=self.say,
             )
-            if changes and not accept_changes:
-                listed = "".join(f"\n  {line}" for line in changes)
-                raise InputError(
-                    f"{self.output} holds a run with another configuration:{listed}\nGive another output folder, or the"
-                    " configuration that it had; or go on all the same: accept_changes=True, or --accept-changes."
-                )
-        if rank() == 0:
-            with atomic_path(self.output / "config.json") as path:
-                path.write_text(json.dumps(self.config, indent=1) + "\n", encoding="utf-8")
+        write_config(self.output, self.config)
         for line in self.job.begin(self._calibration()):
             self.say(line)
         first = 0
@@ -149,7 +145,7 @@ class _Run:
         if self.stop.asked and done < self.stage.steps:
             self.say(f"stopped after step {done:,}: run the same command again to go on")
             return DistillResult(output=self.output, weights=(), steps=done, quarantined=quarantined)
-        weights = self.job.finish(self.output, pictures=_pictures(self.sources, self.data))
+        weights = self.job.finish(self.output, pictures=pictures(self.sources, self.data))
         return DistillResult(output=self.output, weights=tuple(weights), steps=done, quarantined=quarantined)
 
     def _calibration(self) -> list[Batch]:
@@ -174,7 +170,7 @@ class _Run:
         recent: deque[float] = deque([time.perf_counter()], maxlen=50)
         done, quarantined = first, 0
         try:
-            for batch in self._until_stopped(loader):
+            for batch in until_stopped(loader, self.stop, device=self.device):
                 values = step_values(self.stage, done)
                 reports = self.job.take(batch.to(self.device), values=values, step=done)
                 done += 1
@@ -190,11 +186,6 @@ class _Run:
         finally:
             journal.close()
         return done, quarantined
-
-    def _until_stopped(self, loader: Loader) -> Iterator[Batch]:
-        batches = iter(loader) if loader.steps else iter(())
-        while not self.stop.asked and (batch := next(batches, None)) is not None:
-            yield batch
 
     def _note(
         self, journal: Journal, done: int, reports: Mapping[str, StepReport], values: StepValues, *, seconds: float
@@ -231,7 +222,13 @@ class _Run:
             return
         journal.sync()
         position = Position(stage=0, step=done, total=done)
-        write_snapshot(folder, self._tensors(), position=position, config=self.config)
+        write_snapshot(
+            folder,
+            self._tensors(),
+            position=position,
+            config=self.config,
+            notes={"pictures": [len(source) for source in self.sources]},
+        )
         prune_snapshots(folder, keep_last=self.snapshots.keep, keep_every=self.snapshots.keep_every)
 
 
@@ -290,8 +287,8 @@ def run_job(
             log_every=log_every,
             output=output,
             device=device,
-            say=(say or _to_stderr) if rank() == 0 else _nothing,
-            advance=(advance or _nothing) if rank() == 0 else _nothing,
+            say=first_process(say or to_stderr),
+            advance=first_process(advance),
             stop=stop,
         )
         return run.go(accept_changes=accept_changes)
@@ -368,16 +365,3 @@ def write_student(
     )
     write_weights(state, path, card=card)
     return path
-
-
-def _pictures(sources: Sequence[Source], data: DataConfig) -> list[tuple[str, int]]:
-    names = [source.path for source in data.sources] or [type(source).__name__ for source in sources]
-    return [(name, len(source)) for name, source in zip(names, sources, strict=True)]
-
-
-def _to_stderr(line: str) -> None:
-    print(f"densedino: {line}", file=sys.stderr, flush=True)
-
-
-def _nothing(_: object) -> None:
-    pass

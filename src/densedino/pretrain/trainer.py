@@ -10,19 +10,13 @@ RUN/model.safetensors      in the end: the teacher's backbone, which `densedino.
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from densedino.checkpoint import atomic_path
 from densedino.config import to_dict
-from densedino.distributed import all_reduce, rank, world_size
-from densedino.errors import InputError
+from densedino.distributed import world_size
 from densedino.pretrain.contradictions import validate
 from densedino.pretrain.guard import Guard
 from densedino.pretrain.journal import Journal
@@ -32,10 +26,10 @@ from densedino.pretrain.outcome import check_starts, origin_of, write_outcome
 from densedino.pretrain.parallel import compile_blocks, processes, recompute_blocks, shard, whole
 from densedino.pretrain.randomness import counted_seed
 from densedino.pretrain.signals import Stop, stop_on_signals
+from densedino.pretrain.sitting import agree, first_process, pictures, to_stderr, until_stopped, write_config
 from densedino.pretrain.snapshots import (
     Position,
     Snapshot,
-    config_differences,
     find_snapshot,
     prune_snapshots,
     read_snapshot,
@@ -50,11 +44,13 @@ from densedino.weights.card import WeightsCard
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+
+    import torch
 
     from densedino.pretrain.settings import RunConfig, StageConfig
     from densedino.pretrain.sources import Source
-    from densedino.pretrain.step import Batch, StepReport
+    from densedino.pretrain.step import StepReport
 
 __all__ = ["FREE_FIELDS", "Progress", "Result", "pretrain"]
 
@@ -139,8 +135,8 @@ def pretrain(
             sources=open_sources(config.data, stages=config.stages) if sources is None else tuple(sources),
             device=where,
             sharded=sharded and world_size() > 1,
-            say=(say or _to_stderr) if rank() == 0 else _nothing,
-            advance=(advance or _nothing) if rank() == 0 else _nothing,
+            say=first_process(say or to_stderr),
+            advance=first_process(advance),
             stop=stop,
         )
         return run.go(accept_changes=accept_changes)
@@ -181,9 +177,7 @@ class _Run:
             self._take_up(snapshot, accept_changes=accept_changes)
         else:
             check_starts(self.config)
-        if rank() == 0:
-            with atomic_path(self.output / "config.json") as path:
-                path.write_text(json.dumps(to_dict(self.config), indent=1) + "\n", encoding="utf-8")
+        write_config(self.output, to_dict(self.config))
         done = self.position.total
         self.guard = Guard(say=self.say, recent=snapshot.notes["skipped"] if snapshot else ())
         self.journal = Journal(self.output / "metrics.jsonl", step=done)
@@ -208,18 +202,15 @@ class _Run:
 
     def _take_up(self, snapshot: Snapshot, *, accept_changes: bool) -> None:
         """Go on from a snapshot, if it is of this run."""
-        changes = config_differences(snapshot.config, to_dict(self.config), free=FREE_FIELDS)
-        listed = "".join(f"\n  {line}" for line in changes)
-        if changes and not accept_changes:
-            raise InputError(
-                f"{self.output} holds a run with another configuration:{listed}\nGive another output folder, or the"
-                " configuration that it had. To go on all the same: accept_changes=True, or --accept-changes."
-            )
-        if changes:
-            self.say(f"goes on with another configuration than before:{listed}")
-        before, now = snapshot.notes["pictures"], [len(source) for source in self.sources]
-        if before != now:
-            self.say(f"the sources have {now} pictures, and had {before}: they come in another order from here on")
+        agree(
+            self.output,
+            snapshot,
+            to_dict(self.config),
+            sources=self.sources,
+            free=FREE_FIELDS,
+            accept_changes=accept_changes,
+            say=self.say,
+        )
         self.position = self.found = self.saved = snapshot.position
         origin = snapshot.notes["origin"]
         self.origin = None if origin is None else WeightsCard.from_dict(origin)
@@ -264,7 +255,7 @@ class _Run:
         loader = Loader(self.sources, stage=stage, seed=seed, data=config.data, steps=steps)
         self._look(state, stage)
         start = time.perf_counter()
-        for batch in self._until_stopped(loader):
+        for batch in until_stopped(loader, self.stop, device=self.device):
             step = self.position.step
             report = train_step(
                 state,
@@ -284,16 +275,6 @@ class _Run:
                 self._save(state, optimizer)
             self._look(state, stage)
             start = time.perf_counter()
-
-    def _until_stopped(self, loader: Loader) -> Iterator[Batch]:
-        """The loader's batches, until any process gets a signal: all stop after the same step."""
-        batches = iter(loader) if loader.steps else iter(())
-        while True:
-            if world_size() > 1:
-                self.stop.asked = bool(all_reduce(torch.tensor(float(self.stop.asked), device=self.device), op="max"))
-            if self.stop.asked or (batch := next(batches, None)) is None:
-                return
-            yield batch
 
     def _look(self, state: StudentTeacher, stage: StageConfig) -> None:
         total = self.position.total
@@ -365,12 +346,11 @@ class _Run:
         path = self.output / "model.safetensors"
         if path.exists() and self.position == self.found:
             return path
-        names = [source.path for source in self.config.data.sources] or [type(s).__name__ for s in self.sources]
         return write_outcome(
             state.teacher.backbone,
             path,
             config=self.config,
-            pictures=[(name, len(source)) for name, source in zip(names, self.sources, strict=True)],
+            pictures=pictures(self.sources, self.config.data),
             origin=self.origin,
         )
 
@@ -382,11 +362,3 @@ class _Run:
             skipped=self.guard.count,
             quarantined=self.quarantined,
         )
-
-
-def _to_stderr(line: str) -> None:
-    print(f"densedino: {line}", file=sys.stderr, flush=True)
-
-
-def _nothing(_: object) -> None:
-    pass
