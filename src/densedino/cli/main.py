@@ -25,6 +25,8 @@ VERBS = {
     "export": "a model as ONNX, OpenVINO, torch.export, for transformers or timm; checked before it is kept",
     "quantize": "weights and images in; the model in int8 or int4 out, with what that costs",
     "fidelity": "two ways to run a model, on the same images: how near they are",
+    "eval": "features and a data set in; how good they are for the task, against baselines, with error bars",
+    "serve": "a page that shows dense features, and the same over HTTP",
     "models": "list the architectures",
     "weights": "list the weights, or convert a checkpoint between dialects",
     "doctor": "check this installation, and your weights against golden values",

@@ -1,0 +1,1 @@
+"""Owns evaluation: protocols, metrics, baselines, and runs that anyone can repeat."""
