@@ -19,6 +19,7 @@ __all__ = ["VERBS", "main"]
 VERBS = {
     "extract": "images, folders, lists, videos in; dense features on disk out; resumable",
     "view": "pictures of features: PCA colours, similarity to a patch, attention",
+    "search": "what in a store is like an image, or like a place in one; with an index for millions of patches",
     "pretrain": "images in; a backbone of your own out, without labels; goes on after any interruption",
     "distill": "images and teachers in; a small backbone that tells what they say out",
     "plan": "what a model takes on this machine, and which ways to run it fit",
