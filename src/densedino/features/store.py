@@ -187,6 +187,10 @@ class FeatureStore:
             layers={layer: tokens(f"_layer{layer}") for layer in layers},
         )
 
+    def source(self, which: str | int) -> str:
+        """The file that a row was made of, as an absolute path."""
+        return str(self._take(self._row(which), ["source"])["source"][0].as_py())
+
     def numpy(self, which: str | int) -> NDArray[np.float16]:
         """Patches [h, w, D] of one image, float16, read-only, not copied."""
         table = self._take(self._row(which), ["grid_h", "grid_w", "patches"])
