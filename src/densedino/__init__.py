@@ -9,8 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from densedino.adapters.adapt import adapt
+    from densedino.adapters.adapted import Adapter, load_adapter
     from densedino.features.extract import extract
     from densedino.features.extractor import FeatureExtractor, load
+    from densedino.features.scenes import SceneStore
     from densedino.features.store import FeatureStore
     from densedino.features.tokens import Features
     from densedino.images.transforms import Transform
@@ -20,27 +23,35 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Adapter": "densedino.adapters.adapted",
     "FeatureExtractor": "densedino.features.extractor",
     "FeatureStore": "densedino.features.store",
     "Features": "densedino.features.tokens",
+    "SceneStore": "densedino.features.scenes",
     "Transform": "densedino.images.transforms",
+    "adapt": "densedino.adapters.adapt",
     "create_model": "densedino.models.catalog",
     "extract": "densedino.features.extract",
     "list_models": "densedino.models.catalog",
     "list_weights": "densedino.weights.catalog",
     "load": "densedino.features.extractor",
+    "load_adapter": "densedino.adapters.adapted",
 }
 
 __all__ = [
+    "Adapter",
     "FeatureExtractor",
     "FeatureStore",
     "Features",
+    "SceneStore",
     "Transform",
+    "adapt",
     "create_model",
     "extract",
     "list_models",
     "list_weights",
     "load",
+    "load_adapter",
 ]
 
 

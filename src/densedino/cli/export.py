@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 (tyro reads it)
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+from densedino.errors import InputError
 
 if TYPE_CHECKING:
     from densedino.weights.card import WeightsCard
@@ -42,7 +44,7 @@ def run(
     Bytes in, one fixed size: densedino export v.pth --to openvino -o v.xml --input uint8 --height 512 --width 512
 
     Args:
-        source: a checkpoint, or weights or an architecture by name.
+        source: a checkpoint, weights or an architecture by name, or an adapter's folder (to onnx: pixels to labels).
         out: the file: .onnx, .xml (OpenVINO; its weights stand beside it in .bin), .pt2 (torch), .safetensors (timm),
             or a folder (safetensors-hf).
         to: onnx, openvino, torch (torch.export), safetensors-hf (a folder for transformers), timm.
@@ -53,6 +55,9 @@ def run(
         height: pixels, if always the same.
         width: pixels, if always the same.
     """
+    if (Path(source) / "adapter.json").is_file():
+        _export_adapter(source, weights, out, to=to, takes=input, batch=batch, height=height, width=width)
+        return
     name, checkpoint = split_source(source, weights)
     if to == "safetensors-hf" or to == "timm":
         from densedino.weights.convert import convert
@@ -74,6 +79,33 @@ def run(
     print(f"  input       {exported.metadata['densedino.input']}")
     print(f"  outputs     {', '.join(exported.outputs)}")
     print(f"  checked     in its runtime at {tried}: at most {exported.error:.1e} from PyTorch in float32")
+
+
+def _export_adapter(
+    source: str,
+    weights: str | None,
+    out: Path,
+    *,
+    to: str,
+    takes: Literal["normalised", "unit", "uint8"],
+    batch: int | None,
+    height: int | None,
+    width: int | None,
+) -> None:
+    from densedino.adapters.adapted import load_adapter
+    from densedino.adapters.export import export_adapter
+    from densedino.engines.export import Sizes
+
+    if to != "onnx":
+        raise InputError(f"{source} is an adapter, which is exported --to onnx; {to} is for backbones alone.")
+    adapter = load_adapter(source, weights=weights, device="cpu", engine="eager", precision="fp32")
+    sizes = Sizes(batch=batch, height=height, width=width)
+    exported = export_adapter(adapter, out, takes=takes, sizes=sizes)
+    tried = ", ".join("×".join(map(str, shape)) for shape in exported.checked)
+    print(f"wrote {exported.path}")
+    print(f"  adapter     {adapter.spec.task.kind}, {adapter.spec.head.kind} on {adapter.dino.card.name}")
+    print(f"  outputs     {', '.join(exported.outputs)}")
+    print(f"  checked     at {tried}: logits at most {exported.error:.1e} of the largest from PyTorch's")
 
 
 def _identity(card: WeightsCard, fingerprint: str) -> list[str]:
