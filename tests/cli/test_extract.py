@@ -108,7 +108,7 @@ def test_no_inputs_say_what_is_looked_for(here, capsys):
 
 
 def test_lines_instead_of_a_bar_in_a_log(here, capsys, monkeypatch):
-    monkeypatch.setattr(verb, "_LINE_EVERY", 0.0)
+    monkeypatch.setattr("densedino.cli.progress._LINE_EVERY", 0.0)
     assert main(["extract", "photos", *TINY]) == 0
     err = capsys.readouterr().err
     assert re.search(r"progress   \d of 4, \d+ s left, [\d.]+ images/s", err)

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import sys
-import threading
-import time
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from densedino.cli.options import parse_resize
+from densedino.cli.progress import progress
+from densedino.cli.scene import SceneFlags, is_scene, run_scene
 from densedino.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from rich.console import Console
-
     from densedino.features.extract import Report
     from densedino.features.extractor import FeatureExtractor
     from densedino.features.planning import Plan
 
 __all__ = ["run"]
 
-_LINE_EVERY = 10.0  # seconds, where there is no terminal to draw a bar on
 _SHOWN = 5
 
 
@@ -49,12 +43,15 @@ def run(
     limit: int | None = None,
     format: Literal["lance", "npz", "safetensors"] = "lance",  # noqa: A002 (the option's name)
     retry: bool = False,
+    scene: Annotated[SceneFlags, tyro.conf.arg(name="")] = SceneFlags(),  # noqa: B008 (frozen)
 ) -> int:
     """Compute dense features of images, and keep them on disk.
 
     A folder, a pattern and a video, into ./f: densedino extract photos/ "more/**/*.jpg" clip.mp4 -o f
 
     A list of paths, with your weights: densedino extract list.txt --weights dinov3_vits16.pth --resize 512
+
+    A raster of any size, with its coordinates: densedino extract scene.tif --tile 512 --overlap 128 -o out.zarr
 
     Run the same command again to go on after an interruption, or to add new images: what stands is not computed again,
     and what has changed is. Files that cannot be used are listed in quarantine.jsonl in the output folder.
@@ -78,6 +75,7 @@ def run(
         limit: take the first so many inputs only.
         format: lance (one store), npz or safetensors (one file per image).
         retry: try the files in quarantine again.
+        scene: of one large raster.
     """
     if not inputs:
         raise InputError("no inputs: densedino extract photos/ -o features/ (files, folders, patterns, lists, videos).")
@@ -88,8 +86,16 @@ def run(
     dino = load(
         model, weights=weights, device=device, engine=engine, precision=precision, memory=memory, resize=size, fit=fit
     )
+    if is_scene(scene, out):
+        return run_scene(dino, inputs, out=out, flags=scene)
     dino = dino.with_transform(replace(dino.transform, max_tokens=most, max_value=max_value))
-    with _progress(dino) as (announce, advance):
+    with progress("images") as (begin, advance):
+
+        def announce(plan: Plan) -> None:
+            _say_plan(plan, dino)
+            if plan.jobs:
+                begin(0 if plan.videos else len(plan.jobs))
+
         report = extract(
             dino,
             inputs,
@@ -181,78 +187,3 @@ def _say_report(report: Report, files: str) -> None:
         print(f"{report.total:,} rows. Open: import densedino as dd; store = dd.FeatureStore({str(report.output)!r})")
     else:
         print(f"{report.total:,} {files} files.")
-
-
-@contextmanager
-def _progress(dino: FeatureExtractor) -> Iterator[tuple[Callable[[Plan], None], Callable[[int], None]]]:
-    """Two functions: announce(plan), once, before the work; and advance(count), which any thread may call."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    bar = _Bar(console) if console.is_terminal else _Lines()
-
-    def announce(plan: Plan) -> None:
-        _say_plan(plan, dino)
-        bar.begin(len(plan.jobs), plan.videos)
-
-    try:
-        yield announce, bar.advance
-    finally:
-        bar.stop()
-
-
-class _Bar:
-    """A bar with rate and remaining time."""
-
-    def __init__(self, console: Console) -> None:
-        from rich import progress as rich
-
-        self._bar = rich.Progress(
-            rich.BarColumn(),
-            rich.MofNCompleteColumn(),
-            rich.TextColumn("{task.fields[rate]}"),
-            rich.TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-        )
-        self._start = time.perf_counter()
-
-    def begin(self, inputs: int, videos: int) -> None:
-        if inputs:
-            self._start = time.perf_counter()
-            self._bar.start()
-            self._task = self._bar.add_task("", total=None if videos else inputs, rate="")
-
-    def advance(self, count: int) -> None:
-        done = self._bar.tasks[0].completed + count
-        rate = done / max(time.perf_counter() - self._start, 1e-9)
-        self._bar.update(self._task, advance=count, rate=f"{rate:,.1f} images/s")
-
-    def stop(self) -> None:
-        self._bar.stop()
-
-
-class _Lines:
-    """A line now and then, for logs."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._done, self._total = 0, 0
-        self._start = self._said = time.perf_counter()
-
-    def begin(self, inputs: int, videos: int) -> None:
-        self._total = 0 if videos else inputs
-        self._start = self._said = time.perf_counter()
-
-    def advance(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            now = time.perf_counter()
-            if now - self._said < _LINE_EVERY:
-                return
-            self._said = now
-            rate = self._done / (now - self._start)
-            of = f" of {self._total:,}, {(self._total - self._done) / rate:,.0f} s left" if self._total else ""
-            _note(f"progress   {self._done:,}{of}, {rate:,.1f} images/s")
-
-    def stop(self) -> None:
-        pass

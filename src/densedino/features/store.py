@@ -121,6 +121,8 @@ class FeatureStore:
         self.dataset = open_lance(self.path)
         self.metadata = read_metadata(self.dataset, path=self.path)
         """Model, weights, transform, precision, fingerprint: all that decided the numbers."""
+        if "scene" in self.metadata:
+            raise StoreError(f"{str(self.path)!r} holds a scene, not images. Open it: dd.SceneStore({str(path)!r})")
         with reading(self.path):
             self._keys: list[str] = self.dataset.to_table(columns=["key"])["key"].to_pylist()
         self._rows = {key: row for row, key in enumerate(self._keys)}

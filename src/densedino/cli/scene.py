@@ -1,0 +1,101 @@
+"""Owns `densedino extract SCENE --tile …`: the options of scenes, and what is said before, during and after."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from densedino.cli.progress import progress
+
+if TYPE_CHECKING:
+    from densedino.features.extractor import FeatureExtractor
+    from densedino.geo.extraction import SceneJob
+
+__all__ = ["SceneFlags", "is_scene", "run_scene"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneFlags:
+    """Of one large raster, or of the files of its bands."""
+
+    tile: int | None = None
+    """cut the scene into tiles of so many pixels on a side: 512; any raster, any size, in bounded memory"""
+    overlap: int = 128
+    """pixels that neighbouring tiles share and are blended over"""
+    context: int = 0
+    """show every tile the whole scene too, shrunk to so many pixels on its longer side: 512; 0 for tiles alone"""
+    gsd: float | None = None
+    """metres per pixel to resample to, such as 0.6 for weights trained on 0.6 m imagery"""
+    crs: str | None = None
+    """reproject to EPSG:32632, say"""
+    nodata: float | None = None
+    """the value that means nothing is here, if the file does not say or is wrong"""
+    bands: str = "auto"
+    """auto, all, true-colour, false-colour, … or one per channel: B4,B3,B2 or 665,560,490 (nm) or 3,2,1 (numbers)"""
+    sensor: str = "auto"
+    """sentinel-2, landsat-7, landsat-8, landsat-9, naip, planet, planet-8, generic, or auto"""
+    scale: str = "auto"
+    """16-bit and float values to [0, 1]: physical (reflectance), percentile (of the whole scene), LOW:HIGH, or auto"""
+    channels: str = "pca"
+    """what a .tif holds: pca (3 colours), pca:8 (8 components), or numbers of features: 0,17,33"""
+    no_check: bool = False
+    """do not measure how far tiles differ from the scene in one piece"""
+
+
+def is_scene(flags: SceneFlags, out: str) -> bool:
+    """Whether the options are those of a scene."""
+    changed = any(getattr(flags, field.name) != field.default for field in fields(flags))
+    return changed or out.lower().endswith((".tif", ".tiff", ".zarr", ".geojson", ".gpkg"))
+
+
+def run_scene(dino: FeatureExtractor, inputs: tuple[str, ...], *, out: str, flags: SceneFlags) -> int:
+    """Do it, and say where the result is."""
+    from densedino.geo.extraction import SceneOptions, extract_scene
+
+    options = SceneOptions(
+        tile=512 if flags.tile is None else flags.tile,
+        overlap=flags.overlap,
+        gsd=flags.gsd,
+        crs=flags.crs,
+        nodata=flags.nodata,
+        bands=flags.bands,
+        sensor=flags.sensor,
+        scale=flags.scale,
+    )
+    with progress("tiles") as (begin, advance):
+
+        def announce(job: SceneJob, tiles: int) -> None:
+            _say_job(job, tiles)
+            begin(tiles)
+
+        report = extract_scene(dino, inputs, output=out, options=options, announce=announce, advance=advance)
+    if report.damaged:
+        _note(f"damaged    {report.damaged:,} places of the file cannot be read; their patches are not valid")
+    rows, total = report.job.plan.shape[0], report.job.plan.grid
+    print(f"{report.output}: {report.rows:,} of {rows:,} rows of tiles done in {report.seconds:.1f} s.")
+    print(f"{total[0]}×{total[1]} patches. Open: import densedino as dd; store = dd.SceneStore({str(report.output)!r})")
+    return 0
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _say_job(job: SceneJob, tiles: int) -> None:
+    scene, plan, dino = job.scene, job.plan, job.dino
+    untrained = ", UNTRAINED: random numbers, so are the features" if dino.card.untrained else ""
+    _note(f"weights    {dino.card.name} ({dino.card.licence}; sha256 {dino.card.sha256[:12]}{untrained})")
+    _note(f"engine     {dino.engine.name}: {dino.engine_reason}; {dino.device}, {dino.precision}")
+    size = f"{scene.size[0]:,}×{scene.size[1]:,} pixels (H×W)"
+    ground = f"{scene.gsd:.3g} m each" if scene.gsd else "no size on the ground"
+    crs = (scene.crs.to_string() if scene.crs else "no CRS: places are counted in pixels")[:60]
+    _note(f"scene      {size}, {ground}; {crs}")
+    _note(f"bands      {', '.join(job.chosen.names)} of {job.chosen.sensor} ({job.chosen.why})")
+    _note(f"scaling    {job.scaling.kind}: {'; '.join(job.scaling.notes)}")
+    whole = plan.shape[0] * plan.shape[1]
+    side = f"{plan.tile[0] * plan.stride}×{plan.tile[1] * plan.stride} pixels"
+    disk = plan.grid[0] * plan.grid[1] * dino.model.embed_dim * 2 / 2**20
+    _note(
+        f"to do      {tiles:,} tiles ({whole:,} in all) of {side}; {plan.grid[0]}×{plan.grid[1]} patches, {disk:,.0f} MiB"
+    )

@@ -1,0 +1,1 @@
+"""Scenes with coordinates, in and out; rasterio lives only here."""
