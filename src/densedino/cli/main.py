@@ -18,13 +18,16 @@ __all__ = ["VERBS", "main"]
 
 VERBS = {
     "extract": "images, folders, lists, videos in; dense features on disk out; resumable",
+    "adapt": "labelled images in; a head on the backbone, or LoRA and a head, out",
     "view": "pictures of features: PCA colours, similarity to a patch, attention",
     "search": "what in a store is like an image, or like a place in one; with an index for millions of patches",
+    "segment": "a few clicks in a photograph or scene in; classes of all of it, with confidence, out",
     "pretrain": "images in; a backbone of your own out, without labels; goes on after any interruption",
     "distill": "images and teachers in; a small backbone that tells what they say out",
     "plan": "what a model takes on this machine, and which ways to run it fit",
     "export": "a model as ONNX, OpenVINO, torch.export, for transformers or timm; checked before it is kept",
     "quantize": "weights and images in; the model in int8 or int4 out, with what that costs",
+    "prune": "weights and images in; a smaller ViT out, taught by the larger one, with what that costs",
     "fidelity": "two ways to run a model, on the same images: how near they are",
     "eval": "features and a data set in; how good they are for the task, against baselines, with error bars",
     "serve": "a page that shows dense features, and the same over HTTP",

@@ -12,14 +12,14 @@ from densedino.features.layout import grids_of, valid_of
 from densedino.features.store import reading
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from densedino.features.scenes import SceneStore
     from densedino.features.store import FeatureStore
 
-__all__ = ["Hits", "PatchBlock", "nearest_exact", "patch_blocks", "unit"]
+__all__ = ["Hits", "PatchBlock", "concatenated", "nearest_exact", "patch_blocks", "unit"]
 
 _ROWS = 64  # images read at once
 _BLOCK = 65_536  # vectors multiplied at once
@@ -49,6 +49,15 @@ class Hits:
     """[n, k]: cosine."""
     vectors: NDArray[np.float16]
     """[n, k, D]."""
+
+
+def concatenated(blocks: Sequence[PatchBlock]) -> PatchBlock:
+    """Blocks as one."""
+    return PatchBlock(
+        row=np.concatenate([one.row for one in blocks]),
+        patch=np.concatenate([one.patch for one in blocks]),
+        vectors=np.concatenate([one.vectors for one in blocks]),
+    )
 
 
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from densedino.errors import DenseDinoError, StoreError
 from densedino.features.layout import flat
-from densedino.features.neighbours import Hits, PatchBlock, nearest_exact, patch_blocks, unit
+from densedino.features.neighbours import Hits, PatchBlock, concatenated, nearest_exact, patch_blocks, unit
 from densedino.features.store import reading
 
 if TYPE_CHECKING:
@@ -267,18 +267,10 @@ def _joined(blocks: Iterator[PatchBlock]) -> Iterator[PatchBlock]:
     for block in blocks:
         waiting.append(block)
         if sum(len(one.row) for one in waiting) >= _COMMIT:
-            yield _concatenated(waiting)
+            yield concatenated(waiting)
             waiting = []
     if waiting:
-        yield _concatenated(waiting)
-
-
-def _concatenated(blocks: list[PatchBlock]) -> PatchBlock:
-    return PatchBlock(
-        row=np.concatenate([one.row for one in blocks]),
-        patch=np.concatenate([one.patch for one in blocks]),
-        vectors=np.concatenate([one.vectors for one in blocks]),
-    )
+        yield concatenated(waiting)
 
 
 @contextmanager
