@@ -36,7 +36,7 @@ def run(
     max_pixels: int = 50_000_000,
     max_tokens: int = 4096,
     max_requests: int = 32,
-    max_wait: float = 2.0,
+    max_wait: float = 5.0,
     max_batch: int = 8,
     decoders: int = 2,
     log: Literal["auto", "json", "text"] = "auto",

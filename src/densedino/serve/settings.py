@@ -52,7 +52,7 @@ class Settings:
     max_connections: int = 512
     max_buffered: int = 256 * 2**20
     """Bytes of all requests that are being received."""
-    max_wait: float = 2.0
+    max_wait: float = 5.0
     """Seconds: an image that would wait longer for the model is refused (429), also if it was let in before."""
     max_batch: int = 8
     """Images run at once."""
