@@ -20,19 +20,19 @@ _SEED = 0  # of the randomised PCA: the same tokens give the same basis, call af
 
 @dataclass(frozen=True, kw_only=True)
 class PcaBasis:
-    """An affine map from tokens to one foreground score and three whitened components.
+    """An affine map from tokens to one foreground score and three (or as many as asked) whitened components.
 
     It is linear, so it commutes with any interpolation between tokens: projecting first and resizing four
     channels gives the same picture as resizing the tokens.
     """
 
     weight: Tensor
-    """[D, 4]; column 0 is the foreground axis, columns 1 to 3 are the components in units of their deviation."""
+    """[D, 1 + k]; column 0 is the foreground axis, the others are the components in units of their deviation."""
     bias: Tensor
-    """[4]."""
+    """[1 + k]."""
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Map tokens [..., D] to [..., 4]: a foreground score (positive: foreground) and three components."""
+        """Map tokens [..., D] to [..., 1 + k]: a foreground score (positive: foreground) and the components."""
         return tokens.float().cpu() @ self.weight + self.bias
 
     @staticmethod
@@ -41,7 +41,7 @@ class PcaBasis:
         return torch.sigmoid(2 * projected[..., 1:])
 
 
-def fit_pca(patches: Tensor, *, border: Tensor, foreground: bool = True) -> PcaBasis:
+def fit_pca(patches: Tensor, *, border: Tensor, foreground: bool = True, components: int = 3) -> PcaBasis:
     """Fit the basis that colours tokens as in the DINOv2 and DINOv3 papers.
 
     The first principal component of all tokens is split in two by Otsu's threshold. The side of which a larger
@@ -52,6 +52,7 @@ def fit_pca(patches: Tensor, *, border: Tensor, foreground: bool = True) -> PcaB
         patches: [N, D] valid tokens, of one image or of several that are to share their colours.
         border: [N] bool, the tokens on the border of their image.
         foreground: split as above; if not, every token is foreground.
+        components: how many; colours need three.
 
     Raises:
         InputError: no tokens, or tokens that are not finite.
@@ -77,10 +78,10 @@ def fit_pca(patches: Tensor, *, border: Tensor, foreground: bool = True) -> PcaB
         if inside.sum() < 4:  # constant tokens, or too few to span three components
             axis, shift, inside = torch.zeros_like(mean), 1.0, torch.ones_like(inside)
     centre = tokens[inside].mean(0)
-    components, deviations = _principal(tokens[inside] - centre, 3, floor=floor)
-    weight = torch.zeros(len(mean), 4)
+    axes, deviations = _principal(tokens[inside] - centre, components, floor=floor)
+    weight = torch.zeros(len(mean), 1 + components)
     weight[:, 0] = axis
-    weight[:, 1 : 1 + components.shape[1]] = components / deviations
+    weight[:, 1 : 1 + axes.shape[1]] = axes / deviations
     bias = -(centre @ weight)
     bias[0] = shift - float(mean @ axis)
     return PcaBasis(weight=weight, bias=bias)
