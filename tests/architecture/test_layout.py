@@ -19,11 +19,13 @@ ROOMS = {
     "evals",
     "features",
     "geo",
+    "heads",
     "images",
     "models",
     "pretrain",
     "recipes",
     "serve",
+    "tasks",
     "weights",
 }
 
