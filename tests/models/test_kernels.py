@@ -24,7 +24,7 @@ def tables(h: int, w: int, d: int) -> tuple[Tensor, Tensor]:
 
 def random_block(dim: int = 32, *, qkv_bias: bool = True, seed: int = 0) -> Block:
     torch.manual_seed(seed)
-    block = Block(dim, num_heads=2, hidden_dim=2 * dim, ffn="mlp", qkv_bias=qkv_bias, norm_eps=1e-5)
+    block = Block(dim, num_heads=2, head_dim=dim // 2, hidden_dim=2 * dim, ffn="mlp", qkv_bias=qkv_bias, norm_eps=1e-5)
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.3)
     if qkv_bias:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from densedino.pretrain.feature_run import FeatureDistillConfig
     from densedino.pretrain.settings import RunConfig
 
-__all__ = ["run"]
+__all__ = ["Lines", "note", "run"]
 
 _LINE_EVERY = 10.0  # seconds
 
@@ -103,10 +103,10 @@ def _go(config: DistillConfig | FeatureDistillConfig, *, out: str, device: str, 
     from densedino.pretrain.distill import DistillConfig, distill
     from densedino.pretrain.feature_run import distill_features
 
-    lines = _Lines()
+    lines = Lines()
     if isinstance(config, DistillConfig):
-        return distill(config, output=out, device=device, accept_changes=accept_changes, say=_note, advance=lines)
-    return distill_features(config, output=out, device=device, accept_changes=accept_changes, say=_note, advance=lines)
+        return distill(config, output=out, device=device, accept_changes=accept_changes, say=note, advance=lines)
+    return distill_features(config, output=out, device=device, accept_changes=accept_changes, say=note, advance=lines)
 
 
 def _configuration(teachers: tuple[str, ...]) -> RunConfig | None:
@@ -122,26 +122,28 @@ def _configuration(teachers: tuple[str, ...]) -> RunConfig | None:
     return from_dict(RunConfig, json.loads((Path(runs[0]) / "config.json").read_text(encoding="utf-8")))
 
 
-class _Lines:
-    """A line now and then."""
+class Lines:
+    """How far a run is, in a line now and then."""
 
     def __init__(self) -> None:
         self._said = time.perf_counter()
 
     def __call__(self, progress: DistillProgress) -> None:
+        """After each step."""
         now = time.perf_counter()
         if now - self._said < _LINE_EVERY and progress.step < progress.steps:
             return
         self._said = now
         losses = ", ".join(f"{name} {loss:.3f}" for name, loss in progress.losses.items())
         left = f", about {progress.seconds_left:,.0f} s left" if progress.step < progress.steps else ""
-        _note(
+        note(
             f"progress   step {progress.step:,} of {progress.steps:,}, loss of {losses},"
             f" {progress.images_per_second:,.1f} images/s{left}"
         )
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
+    """A line to people, who may send the result elsewhere."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -150,7 +152,7 @@ def _say_result(result: DistillResult) -> int:
 
     if rank() == 0:
         if result.quarantined:
-            _note(f"{result.quarantined:,} pictures could not be read: quarantine.jsonl")
+            note(f"{result.quarantined:,} pictures could not be read: quarantine.jsonl")
         if not result.weights:
             print(f"{result.output}: stopped after {result.steps:,} steps. Run the same command again to go on.")
         for path in result.weights:

@@ -26,6 +26,8 @@ def run(
     weights: str | None = None,
     resize: str = "native",
     labelled: Path | None = None,
+    masks: Path | None = None,
+    void: int = 255,
     pictures: Path | None = None,
     json: Path | None = None,
 ) -> None:
@@ -42,6 +44,9 @@ def run(
         weights: the checkpoint, or a name, where a or b is only engine:precision.
         resize: what the models see: native, 512 (short side), or 512x768.
         labelled: a folder with a folder of images for each class; neighbours are compared on it.
+        masks: a folder of images with masks (images/ and masks/, or train/ trainannot/ val/ valannot/); linear
+            segmentation is compared on it.
+        void: the label in masks that is not counted.
         pictures: a .png file for the PCA colours of both.
         json: a file for the numbers.
     """
@@ -54,7 +59,7 @@ def run(
     one, other = _load(a, weights), _load(b, weights)
     one = one.with_transform(replace(one.transform, resize=size))
     other = other.with_transform(replace(other.transform, resize=size))
-    found = compare(one, other, images, labelled=labelled)
+    found = compare(one, other, images, labelled=labelled, masks=masks, void=void)
     print("\n".join(lines(found)))
     if pictures is not None:
         compare_pictures(one, other, images).save(pictures)
@@ -96,6 +101,11 @@ def lines(found: Fidelity) -> list[str]:
         rows.append(
             f"neighbours   {near.accuracy_a:.1%} of {near.images:,} images right by A, {near.accuracy_b:.1%} by B; "
             f"the same answer for {near.same:.1%}"
+        )
+    if (cut := found.segmentation) is not None:
+        rows.append(
+            f"segmentation mIoU {100 * cut.miou_a:.1f} by A, {100 * cut.miou_b:.1f} by B "
+            f"(linear, {cut.classes} classes, {cut.images:,} images held out)"
         )
     rows.append(f"size         {ratio}")
     a, b = 1000 * found.seconds_a, 1000 * found.seconds_b

@@ -21,6 +21,8 @@ def run(
     size: int = 224,
     images: int = 128,
     labelled: Path | None = None,
+    masks: Path | None = None,
+    void: int = 255,
     pictures: Path | None = None,
 ) -> None:
     """Write a backbone in integers for OpenVINO, and say how near it stays to the original.
@@ -39,6 +41,9 @@ def run(
         size: short side in pixels that images are resized to, for calibration and report.
         images: the most to calibrate on.
         labelled: a folder with a folder of images for each class, for the effect on neighbours.
+        masks: a folder of images with masks (images/ and masks/, or train/ trainannot/ val/ valannot/), for the effect
+            on linear segmentation.
+        void: the label in masks that is not counted.
         pictures: a .png file for the PCA colours of both.
     """
     from densedino.cli.export import split_source
@@ -49,7 +54,16 @@ def run(
     name, checkpoint = split_source(source, weights)
     print(f"calibrating on at most {images} images, which takes minutes", file=sys.stderr, flush=True)
     done = quantize(
-        name, weights=checkpoint, images=calibrate, output=out, to=to, size=size, most=images, labelled=labelled
+        name,
+        weights=checkpoint,
+        images=calibrate,
+        output=out,
+        to=to,
+        size=size,
+        most=images,
+        labelled=labelled,
+        masks=masks,
+        void=void,
     )
     print(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB, {done.calibrated} images seen")
     print("\n".join(f"  {line}" for line in lines(done.fidelity)))

@@ -172,12 +172,12 @@ def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 def _block(block: Block, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """[B, N, D] -> [B, N, D]."""
     attn = block.attn
-    B, N, D = x.shape
+    B, N, _ = x.shape
     bias = None if attn.qkv.bias is None else attn.qkv.bias * attn.qkv.bias_mask
     qkv = F.linear(block.norm1(x).to(attn.qkv.weight.dtype), attn.qkv.weight, bias)
-    q, k, v = qkv.view(B, N, 3, attn.num_heads, D // attn.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = qkv.view(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
     mixed = F.scaled_dot_product_attention(_rotate(q, rope), _rotate(k, rope), v)
-    x = x + _linear(attn.proj, mixed.transpose(1, 2).reshape(B, N, D)) * block.ls1.gamma
+    x = x + _linear(attn.proj, mixed.transpose(1, 2).flatten(2)) * block.ls1.gamma
     return x + _mlp(block.mlp, block.norm2(x)) * block.ls2.gamma
 
 

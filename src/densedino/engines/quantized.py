@@ -23,9 +23,10 @@ from densedino.engines.graph import Graph, output_names
 from densedino.engines.openvino import OpenVINOSession, compile_model, convert_graph, core, has_bf16, openvino, select
 from densedino.engines.running import GraphEngine, float32, graph_key
 from densedino.errors import InputError, StateDictError, require
-from densedino.models.catalog import create_model, model_spec
+from densedino.models.catalog import create_model
 from densedino.weights.card import WeightsCard
 from densedino.weights.identity import CARD_KEY
+from densedino.weights.shape import pack_spec, spec_of
 from densedino.weights.sources import file_sha256
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from densedino.models.catalog import ConvNeXtSpec, ViTSpec
     from densedino.models.convnext import ConvNeXt
     from densedino.models.vit import VisionTransformer
 
@@ -165,7 +167,13 @@ def _engine(model: VisionTransformer | ConvNeXt, source: Any, *, precision: Bits
 
 
 def write_quantized(
-    graph: Any, path: str | PathLike[str], *, card: WeightsCard, precision: Bits, report: str = ""
+    graph: Any,
+    path: str | PathLike[str],
+    *,
+    card: WeightsCard,
+    precision: Bits,
+    report: str = "",
+    spec: ViTSpec | ConvNeXtSpec | None = None,
 ) -> None:
     """Write a graph in integers as one file, whole or not at all.
 
@@ -175,6 +183,7 @@ def write_quantized(
         card: of the weights that it was made from.
         precision: what it was made to.
         report: the fidelity report, JSON.
+        spec: of the model, if it is in no table.
 
     Raises:
         InputError: another file name ending, or the path exists.
@@ -193,6 +202,7 @@ def write_quantized(
             CARD_KEY: json.dumps(stored.to_dict(), ensure_ascii=False, sort_keys=True),
             "licence": f"{card.licence} {card.licence_url}".strip(),
             _REPORT: report,
+            **({} if spec is None else pack_spec(spec)),
         }
         weights = torch.frombuffer(bytearray(xml.with_suffix(".bin").read_bytes()), dtype=torch.uint8)
         save_file({_WEIGHTS: weights}, scratch, metadata=metadata)
@@ -206,7 +216,7 @@ def check_target(path: str | PathLike[str]) -> Path:
     """
     target = Path(path).expanduser()
     if target.suffix != ".safetensors":
-        raise InputError(f"{target}: a quantised model is written to a .safetensors file. Rename it so.")
+        raise InputError(f"{target}: weights are written to a .safetensors file. Rename it so.")
     if target.exists():
         raise InputError(f"{target} exists, and nothing is overwritten. Give another path, or remove it first.")
     return target
@@ -251,7 +261,7 @@ def read_quantized(path: str | PathLike[str]) -> Quantized:
     ov = openvino()
     content = load_file(Path(path).expanduser())[_WEIGHTS]
     graph = core().read_model(metadata[_GRAPH].encode(), ov.Tensor(content.numpy()))
-    model = create_model(model_spec(card.model), in_chans=card.in_chans, device="meta")
+    model = create_model(spec_of(card.model, metadata), in_chans=card.in_chans, device="meta")
     return Quantized(graph, model, card, "int8" if precision == "int8" else "int4", _report(metadata))
 
 

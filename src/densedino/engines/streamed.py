@@ -67,11 +67,13 @@ class StreamEngine:
         self._spec = spec
         self._dtype = _DTYPES[precision]
         self._stored = source.tensors
-        self._trunk = create_model(replace(spec, depth=0), in_chans=source.model.in_chans, device="meta")
+        self._trunk = create_model(replace(spec, depth=0, pruned=()), in_chans=source.model.in_chans, device="meta")
         self._trunk.to_empty(device="cpu")
         for key, value in self._trunk.state_dict().items():
             self._stored[key].read(value)
         self._buffers: list[Block] = []
+        self._holds = [0, 0]
+        """Whose shape each buffer has."""
         self._lock = threading.Lock()  # one batch at a time: two would need twice the memory
 
     def __call__(self, pixels: Tensor, *, layers: Sequence[int] = (-1,), norm: bool = True) -> list[LayerTokens]:
@@ -109,23 +111,33 @@ class StreamEngine:
 
     def _make_buffers(self, number: int) -> None:
         del self._buffers[number:]
-        spec = self._spec
         while len(self._buffers) < number:
-            with torch.device("meta"):
-                block = Block(
-                    spec.embed_dim,
-                    num_heads=spec.num_heads,
-                    hidden_dim=spec.hidden_dim,
-                    ffn=spec.ffn,
-                    qkv_bias=spec.qkv_bias,
-                    norm_eps=spec.norm_eps,
-                )
-            for module in block.modules():
-                if isinstance(module, nn.Linear):
-                    module.to(self._dtype)
-            self._buffers.append(block.to_empty(device="cpu").eval().requires_grad_(False))
+            self._holds[len(self._buffers)] = 0
+            self._buffers.append(self._buffer(self._spec.blocks[0]))
 
-    def _fill(self, block: Block, number: int) -> Block:
+    def _buffer(self, shape: tuple[int, int]) -> Block:
+        spec, (heads, hidden) = self._spec, shape
+        with torch.device("meta"):
+            block = Block(
+                spec.embed_dim,
+                num_heads=heads,
+                head_dim=spec.head_dim,
+                hidden_dim=hidden,
+                ffn=spec.ffn,
+                qkv_bias=spec.qkv_bias,
+                norm_eps=spec.norm_eps,
+            )
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                module.to(self._dtype)
+        return block.to_empty(device="cpu").eval().requires_grad_(False)
+
+    def _fill(self, place: int, number: int) -> Block:
+        shapes = self._spec.blocks
+        if shapes[number] != shapes[self._holds[place]]:  # of a pruned model
+            self._buffers[place] = self._buffer(shapes[number])
+        self._holds[place] = number
+        block = self._buffers[place]
         for name, value in block.state_dict().items():
             self._stored[f"blocks.{number}.{name}"].read(value)
         return block
@@ -135,7 +147,7 @@ class StreamEngine:
         with ThreadPoolExecutor(1, thread_name_prefix="densedino-read") as reader:
 
             def read(turn: int) -> Future[Block]:
-                return reader.submit(self._fill, self._buffers[turn % len(self._buffers)], turn)
+                return reader.submit(self._fill, turn % len(self._buffers), turn)
 
             coming = read(0)
             for turn in range(number):

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from densedino.errors import InputError
+from densedino.features.probes import confusion_matrix, fit_linear_probe, mean_iou, patch_shares
 from densedino.images.datasets import list_inputs
+from densedino.images.labelled import evenly, read_mask, read_mask_folder
 
 if TYPE_CHECKING:
     import os
@@ -25,10 +27,24 @@ if TYPE_CHECKING:
     from densedino.features.extractor import FeatureExtractor
     from densedino.features.tokens import Features
 
-__all__ = ["Cosines", "Fidelity", "Neighbours", "compare", "compare_pictures"]
+__all__ = ["Cosines", "Fidelity", "Neighbours", "Segmentation", "compare", "compare_pictures", "set_apart"]
 
+VOID = 255
+"""Label that is not counted, where nobody says another one."""
 _ROUNDS = 3
 _NEIGHBOURS = 5
+_TRAIN, _VAL = 128, 64  # images with masks, at most
+_JUDGED = 32
+
+
+def set_apart(paths: Sequence[Path], *, most: int) -> tuple[list[Path], list[Path]]:
+    """(images to learn from, up to 32 others to judge on), each evenly over all, which may be sorted by class.
+
+    Where there are no others, it is judged on those learnt from.
+    """
+    seen = [paths[i] for i in evenly(len(paths), most)]
+    others = sorted(set(paths) - set(seen)) or seen
+    return seen, [others[i] for i in evenly(len(others), _JUDGED)]
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,20 @@ class Neighbours:
     same: float
 
 
+@dataclass(frozen=True)
+class Segmentation:
+    """A linear probe on frozen patches, fitted to each way by itself: mean intersection over union of held-out images.
+
+    `features.probes.fit_linear_probe`: the same data give the same answer.
+    """
+
+    images: int
+    """Held out."""
+    classes: int
+    miou_a: float
+    miou_b: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
     """How near B is to A."""
@@ -69,6 +99,8 @@ class Fidelity:
     cls: Cosines
     neighbours: Neighbours | None
     """None without labelled images."""
+    segmentation: Segmentation | None = None
+    """None without masks."""
     bytes_a: int | None
     """Of the weights as they stand on disk or in memory; None where nobody knows."""
     bytes_b: int | None
@@ -96,6 +128,8 @@ def compare(
     images: Sequence[str | os.PathLike[str]],
     *,
     labelled: str | os.PathLike[str] | None = None,
+    masks: str | os.PathLike[str] | None = None,
+    void: int = VOID,
 ) -> Fidelity:
     """Run both on the same images, and compare every real patch.
 
@@ -104,6 +138,9 @@ def compare(
         b: the other one, with the same transform.
         images: files, folders, patterns.
         labelled: a folder with a folder of images for each class.
+        masks: a folder of images with a map of labels each, as `images.labelled.read_mask_folder` finds them; up to
+            128 are learnt from, and up to 64 judged on.
+        void: the label that is not counted.
 
     Raises:
         InputError: no images, the two give tokens of other shapes, or labels of fewer than two classes.
@@ -132,6 +169,7 @@ def compare(
         tokens=Cosines.of(torch.cat(token_cosines)),
         cls=Cosines.of(torch.cat(cls_cosines)),
         neighbours=None if labelled is None else _neighbours(a, b, Path(labelled)),
+        segmentation=None if masks is None else _segmentation(a, b, Path(masks), void=void),
         bytes_a=_bytes(a),
         bytes_b=_bytes(b),
         seconds_a=sorted(times[0])[len(paths) // 2],
@@ -194,6 +232,54 @@ def _vote(cls: Tensor, labels: Tensor, classes: int) -> Tensor:
     nearest = similarity.topk(min(_NEIGHBOURS, len(cls) - 1), dim=-1)
     votes = torch.zeros(len(cls), classes).scatter_add_(1, labels[nearest.indices], nearest.values.exp())
     return votes.argmax(dim=-1)
+
+
+def _segmentation(a: FeatureExtractor, b: FeatureExtractor, folder: Path, *, void: int) -> Segmentation:
+    train, val = read_mask_folder(folder).take(train=_TRAIN, val=_VAL)
+    known = [
+        int(labels[labels != void].max())
+        for _, mask in (*train, *val)
+        if bool(((labels := read_mask(mask)) != void).any())
+    ]
+    classes = 1 + max(known, default=0)
+    found = [_miou(dino, train, val, classes=classes, void=void) for dino in (a, b)]
+    return Segmentation(len(val), classes, *found)
+
+
+def _miou(
+    dino: FeatureExtractor,
+    train: Sequence[tuple[Path, Path]],
+    val: Sequence[tuple[Path, Path]],
+    *,
+    classes: int,
+    void: int,
+) -> float:
+    tokens, shares = [], []
+    for path, mask in train:
+        patches, labels = _with_labels(dino, path, mask, void=void)
+        grid = (patches.shape[0], patches.shape[1])
+        tokens.append(patches.flatten(0, 1))
+        shares.append(patch_shares(labels, grid=grid, num_classes=classes, ignore=void).flatten(0, 1))
+    probe, _ = fit_linear_probe(torch.cat(tokens), torch.cat(shares))
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    for path, mask in val:
+        patches, labels = _with_labels(dino, path, mask, void=void)
+        predicted = probe.predict(patches, (labels.shape[0], labels.shape[1]))
+        confusion += confusion_matrix(predicted, labels, num_classes=classes, ignore=void)
+    return mean_iou(confusion)
+
+
+def _with_labels(dino: FeatureExtractor, path: Path, mask: Path, *, void: int) -> tuple[Tensor, Tensor]:
+    """Patches [h, w, D], and labels over all of their grid: void where it is padding."""
+    features = dino.run([dino.transform(path)])
+    labels = read_mask(mask)
+    whole = [
+        round(side * cells * features.stride / seen)
+        for side, cells, seen in zip(labels.shape, features.grid, features.input_sizes[0], strict=True)
+    ]
+    grown = labels.new_full((max(whole[0], labels.shape[0]), max(whole[1], labels.shape[1])), void)
+    grown[: labels.shape[0], : labels.shape[1]] = labels
+    return features.patches[0].cpu(), grown
 
 
 def compare_pictures(

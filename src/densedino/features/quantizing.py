@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from densedino.engines.quantized import Quantized, calibrate, check_target, quantized_engine, write_quantized
 from densedino.errors import InputError
 from densedino.features.extractor import FeatureExtractor, load
-from densedino.features.fidelity import Fidelity, compare
+from densedino.features.fidelity import VOID, Fidelity, compare, set_apart
 from densedino.images.datasets import list_inputs
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from densedino.weights.loading import Weights
 
 __all__ = ["Quantization", "quantize"]
-
-_LEFT = 32  # images that the report is on
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,8 @@ def quantize(
     size: int = 224,
     most: int = 128,
     labelled: str | os.PathLike[str] | None = None,
+    masks: str | os.PathLike[str] | None = None,
+    void: int = VOID,
 ) -> Quantization:
     """Write a backbone in integers, as a file that `dd.load(weights=…)` takes; it says how near it is.
 
@@ -54,6 +54,8 @@ def quantize(
         size: short side in pixels.
         most: images to calibrate on; the report is on up to 32 others, or on these if there are none.
         labelled: a folder with a folder of images for each class.
+        masks: a folder of images with a map of labels each, as in `compare`.
+        void: the label in masks that is not counted.
 
     Raises:
         InputError: fewer than 8 images, or an output that cannot be written.
@@ -63,15 +65,17 @@ def quantize(
     paths = [item.path for item in list_inputs([images]).items if not item.is_video]
     if not paths:
         raise InputError(f"no images in {images}; give a folder of pictures like those that will come.")
-    seen = paths[:most]
+    seen, judged = set_apart(paths, most=most)
     original = load(name, weights=weights, device="cpu", engine="eager", precision="fp32", resize=size)
     batches = [original.transform(path).pixels[None] for path in seen]
     graph = calibrate(original.model, batches, to=to)
-    judged = paths[most : most + _LEFT] or seen[:_LEFT]
     draft = Quantized(graph, original.model, original.card, to, {})
     engine = quantized_engine(draft)
-    fidelity = compare(original, FeatureExtractor(engine, original.transform, original.card), judged, labelled=labelled)
+    draft_extractor = FeatureExtractor(engine, original.transform, original.card)
+    fidelity = compare(original, draft_extractor, judged, labelled=labelled, masks=masks, void=void)
     fidelity = replace(fidelity, bytes_b=draft.nbytes)
-    write_quantized(graph, target, card=original.card, precision=to, report=fidelity.to_json())
+    write_quantized(
+        graph, target, card=original.card, precision=to, report=fidelity.to_json(), spec=original.model.spec
+    )
     quantized = load(weights=target, resize=size)
     return Quantization(original, quantized, fidelity, len(seen))

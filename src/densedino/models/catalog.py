@@ -39,6 +39,22 @@ class ViTSpec:
     rope_base: float = 100.0
     local_cls_norm: bool = False
     """A second norm that only training uses, on the CLS and registers of local crops. Every 7B checkpoint has it."""
+    pruned: tuple[tuple[int, int], ...] = ()
+    """(heads, hidden width) of each block of a pruned model. Heads stay `head_dim` wide, and tokens `embed_dim`."""
+
+    def __post_init__(self) -> None:
+        if self.pruned and len(self.pruned) != self.depth:
+            raise InputError(f"{self.name} of depth {self.depth} has {len(self.pruned)} pruned blocks; one each.")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def blocks(self) -> tuple[tuple[int, int], ...]:
+        """(heads, hidden width) of each block."""
+        return self.pruned or ((self.num_heads, self.hidden_dim),) * self.depth
 
     @property
     def stride(self) -> int:

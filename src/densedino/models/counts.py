@@ -13,10 +13,14 @@ __all__ = ["block_parameters", "multiplications", "parameter_count"]
 
 
 def block_parameters(spec: ViTSpec) -> int:
-    """Parameters of one block of a ViT."""
-    dim, hidden = spec.embed_dim, spec.hidden_dim
+    """Parameters of one block of a ViT: of the largest, if it is pruned."""
+    return max(_block_parameters(spec, heads, hidden) for heads, hidden in spec.blocks)
+
+
+def _block_parameters(spec: ViTSpec, heads: int, hidden: int) -> int:
+    dim, width = spec.embed_dim, heads * spec.head_dim
     inner = hidden * (dim + 1) * (2 if spec.ffn == "swiglu" else 1) + (hidden + 1) * dim
-    return 3 * dim * (dim + spec.qkv_bias) + dim * (dim + 1) + inner + 6 * dim
+    return 3 * width * (dim + spec.qkv_bias) + dim * (width + 1) + inner + 6 * dim
 
 
 def parameter_count(spec: ViTSpec | ConvNeXtSpec, *, in_chans: int = 3) -> int:
@@ -31,7 +35,8 @@ def parameter_count(spec: ViTSpec | ConvNeXtSpec, *, in_chans: int = 3) -> int:
         return total
     tokens = (2 + spec.num_register_tokens) * spec.embed_dim
     norms = (2 + 2 * spec.local_cls_norm) * spec.embed_dim
-    return (in_chans * spec.patch_size**2 + 1) * spec.embed_dim + tokens + spec.depth * block_parameters(spec) + norms
+    blocks = sum(_block_parameters(spec, heads, hidden) for heads, hidden in spec.blocks)
+    return (in_chans * spec.patch_size**2 + 1) * spec.embed_dim + tokens + blocks + norms
 
 
 def multiplications(spec: ViTSpec | ConvNeXtSpec, *, side: int | tuple[int, int] = 224, in_chans: int = 3) -> int:
@@ -50,5 +55,6 @@ def multiplications(spec: ViTSpec | ConvNeXtSpec, *, side: int | tuple[int, int]
         return total
     dim, patches = spec.embed_dim, (height // spec.patch_size) * (width // spec.patch_size)
     tokens = patches + 1 + spec.num_register_tokens
-    linear = 4 * dim**2 + (3 if spec.ffn == "swiglu" else 2) * dim * spec.hidden_dim
-    return patches * in_chans * spec.patch_size**2 * dim + spec.depth * tokens * (linear + 2 * tokens * dim)
+    inner = (3 if spec.ffn == "swiglu" else 2) * dim
+    blocks = sum(heads * spec.head_dim * (4 * dim + 2 * tokens) + inner * hidden for heads, hidden in spec.blocks)
+    return patches * in_chans * spec.patch_size**2 * dim + tokens * blocks

@@ -80,13 +80,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def attend(
     x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None, *, rope: tuple[Tensor, Tensor], num_heads: int
 ) -> Tensor:
-    """Self-attention of `norm(x)` before its output projection: x [B, N, D] fp32 → [B, N, D] in the compute dtype.
+    """Self-attention of `norm(x)` before its output projection: x [B, N, D] fp32 → [B, N, H·d] in the compute dtype.
 
     Args:
         x: tokens.
         norm: before the projection.
-        weight: of queries, keys and values [3·D, D].
-        bias: [3·D] or None.
+        weight: of queries, keys and values [3·H·d, D].
+        bias: [3·H·d] or None.
         rope: tables, as `densedino.models.rope.rotate` takes them.
         num_heads: H.
     """
@@ -137,7 +137,7 @@ class _Attend(torch.autograd.Function):
     ) -> Tensor:
         eps, rope, num_heads, dtype = ctx.options = options
         B, N, D = x.shape
-        d = D // num_heads
+        d = len(weight) // (3 * num_heads)
         normed, mean, rstd = torch.native_layer_norm(x, (D,), scale, shift, eps)
         qkv = product(normed.to(dtype).flatten(0, 1), weight.to(dtype), None if bias is None else bias.to(dtype))
         qkv = qkv.view(B, N, 3, num_heads, d)
@@ -150,7 +150,7 @@ class _Attend(torch.autograd.Function):
         heads[2] = qkv[:, :, 2].transpose(1, 2)
         out = _attention(*heads.flatten(1, 2)).view(B, num_heads, N, d)
         ctx.save_for_backward(x, mean, rstd, scale, shift, weight, heads)
-        return out.transpose(1, 2).reshape(B, N, D)
+        return out.transpose(1, 2).flatten(2)
 
     @staticmethod
     @once_differentiable
@@ -161,12 +161,12 @@ class _Attend(torch.autograd.Function):
         grads = torch.empty_like(heads)
         grad = grad.unflatten(-1, (num_heads, -1)).transpose(1, 2).flatten(0, 1)
         _attention_backward(grad, *heads.flatten(1, 2), out=grads.flatten(1, 2))
-        grads[0] *= (D // num_heads) ** -0.5
+        grads[0] *= heads.shape[-1] ** -0.5
         grads = grads.permute(1, 3, 0, 2, 4)
         back = torch.empty(B, N, *grads.shape[2:], dtype=dtype)
         back[:, :, :2] = rotate(grads[:, :, :2].to(x.dtype), (cos, -sin))
         back[:, :, 2] = grads[:, :, 2]
-        back = back.view(B * N, 3 * D)
+        back = back.view(B * N, -1)
         _, _, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
         normed = torch.native_layer_norm(x, (D,), scale, shift, eps)[0].to(dtype).flatten(0, 1) if needs_weight else x
         return (

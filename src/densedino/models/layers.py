@@ -146,15 +146,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention; queries and keys of patch tokens are rotated by `rope`."""
 
-    def __init__(self, dim: int, *, num_heads: int, qkv_bias: bool) -> None:
+    def __init__(self, dim: int, *, num_heads: int, head_dim: int, qkv_bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = MaskedBiasLinear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
+        self.head_dim = head_dim
+        self.qkv = MaskedBiasLinear(dim, 3 * num_heads * head_dim, bias=qkv_bias)
+        self.proj = Linear(num_heads * head_dim, dim)
 
     def _queries_keys_values(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        B, N, D = x.shape
-        qkv = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads)
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim))
         q, k = rotate(qkv[:, :, :2], rope).unbind(2)
         return q.transpose(1, 2), k.transpose(1, 2), qkv[:, :, 2].transpose(1, 2)
 
@@ -162,7 +162,7 @@ class Attention(nn.Module):
         """[B, N, D] -> [B, N, D]."""
         q, k, v = self._queries_keys_values(x, rope)
         out = attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(x.shape))
+        return self.proj(out.transpose(1, 2).flatten(2))
 
     def weights(self, x: Tensor, rope: tuple[Tensor, Tensor], queries: slice) -> Tensor:
         """The rows `queries` of the attention map, each summing to 1: [B, N, D] -> [B, H, Q, N] float32."""
@@ -232,6 +232,7 @@ class Block(nn.Module):
         dim: int,
         *,
         num_heads: int,
+        head_dim: int,
         hidden_dim: int,
         ffn: Literal["mlp", "swiglu"],
         qkv_bias: bool,
@@ -239,7 +240,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias)
+        self.attn = Attention(dim, num_heads=num_heads, head_dim=head_dim, qkv_bias=qkv_bias)
         self.ls1 = LayerScale(dim)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = (Mlp if ffn == "mlp" else GatedMlp)(dim, hidden_dim)

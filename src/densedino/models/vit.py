@@ -75,19 +75,18 @@ class VisionTransformer(nn.Module):
         if spec.num_register_tokens:
             self.storage_tokens = nn.Parameter(torch.empty(1, spec.num_register_tokens, spec.embed_dim))
         self.mask_token = nn.Parameter(torch.empty(1, spec.embed_dim))
-        self.rope_embed = RopeEmbed(
-            spec.embed_dim // spec.num_heads, base=spec.rope_base, num_prefix_tokens=1 + spec.num_register_tokens
-        )
+        self.rope_embed = RopeEmbed(spec.head_dim, base=spec.rope_base, num_prefix_tokens=1 + spec.num_register_tokens)
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(
                 spec.embed_dim,
-                num_heads=spec.num_heads,
-                hidden_dim=spec.hidden_dim,
+                num_heads=heads,
+                head_dim=spec.head_dim,
+                hidden_dim=hidden,
                 ffn=spec.ffn,
                 qkv_bias=spec.qkv_bias,
                 norm_eps=spec.norm_eps,
             )
-            for _ in range(spec.depth)
+            for heads, hidden in spec.blocks
         )
         self.norm = nn.LayerNorm(spec.embed_dim, eps=spec.norm_eps)
         self.local_cls_norm = nn.LayerNorm(spec.embed_dim, eps=spec.norm_eps) if spec.local_cls_norm else None

@@ -30,6 +30,7 @@ __all__ = [
     "FeatureHead",
     "FeatureState",
     "FeatureStudent",
+    "OwnSpace",
     "TeacherConfig",
     "distance",
     "feature_losses",
@@ -67,6 +68,8 @@ class TeacherConfig:
     distance: Distance = "both"
     components: int | None = None
     """Principal components that are learnt; None: as many as there are channels."""
+    own_space: bool = False
+    """The student's vectors are to become the teacher's, as wide, themselves: nothing is standardised or mapped."""
 
     def __post_init__(self) -> None:
         weights = (self.cls_weight, self.patch_weight, self.gram_weight)
@@ -153,6 +156,23 @@ class FeatureHead(nn.Module):
         return float(1 - (y - x @ weight.T).square().sum() / y.square().sum().clamp_min(1e-12))
 
 
+class OwnSpace(nn.Module):
+    """Stands for a `FeatureHead` where student and teacher speak the same: no map."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """As they are."""
+        return vectors
+
+    def target(self, vectors: Tensor) -> Tensor:
+        """As they are."""
+        return vectors
+
+    def fit(self, student: Tensor, teacher: Tensor) -> float:
+        """The share of variance that the student tells."""
+        left, all_of_it = (teacher - student).square().sum(), (teacher - teacher.mean(0)).square().sum()
+        return float(1 - left / all_of_it.clamp_min(1e-12))
+
+
 class FeatureStudent(nn.Module):
     """What learns: any network that makes a map, and its heads.
 
@@ -235,7 +255,7 @@ def _rows(features: Tensor) -> Tensor:
 
 
 def _term(name: str, head: nn.Module, own: Tensor, theirs: Tensor, kind: Distance) -> Tensor:
-    assert isinstance(head, FeatureHead)
+    assert isinstance(head, FeatureHead | OwnSpace)
     wanted = head.target(theirs.float())
     return gram_loss(own.float(), wanted) if name == "gram" else distance(head(own), wanted, kind=kind)
 
@@ -264,16 +284,27 @@ def fit_heads(
     heads, told = nn.ModuleDict(), {}
     for key, parts in seen.items():
         s, t = torch.cat([s for s, _ in parts]), torch.cat([t for _, t in parts])
-        # Few images have few summaries: no more components than they can tell apart.
-        most = teachers[int(key.split("_")[0])].components
-        mean, basis = principal_components(t, components=min(most or t.shape[1], t.shape[1], max(1, len(t) - 1)))
-        head = FeatureHead(s.shape[1], mean, basis).to(s.device)
+        head = _make_head(s, t, teachers[int(key.split("_")[0])])
         told[key] = head.fit(s, t)
         heads[key] = head
     state.student.heads = heads
     state.teacher.heads = copy.deepcopy(heads).requires_grad_(False)
     state.train()
     return told
+
+
+def _make_head(student: Tensor, teacher: Tensor, config: TeacherConfig) -> FeatureHead | OwnSpace:
+    width = teacher.shape[1]
+    if not config.own_space:
+        # Few images have few summaries: no more components than they can tell apart.
+        components = min(config.components or width, width, max(1, len(teacher) - 1))
+        return FeatureHead(student.shape[1], *principal_components(teacher, components=components)).to(student.device)
+    if student.shape[1] != width:
+        raise InputError(
+            f"teacher {config.source!r} has vectors of {width} numbers and the student of {student.shape[1]}: they are "
+            "not one space. Set own_space=False."
+        )
+    return OwnSpace()
 
 
 def feature_step(

@@ -21,6 +21,7 @@ from densedino.weights.fitting import fit
 from densedino.weights.identity import CARD_KEY
 from densedino.weights.kept import pack_kept
 from densedino.weights.loading import Weights, read_weights
+from densedino.weights.shape import pack_spec
 
 if TYPE_CHECKING:
     import os
@@ -63,7 +64,8 @@ def convert(weights: Weights, path: str | os.PathLike[str], *, to: Dialect, name
         name: which weights they are, if the file does not say.
 
     Raises:
-        InputError: no such dialect, a file name of another kind, or `path` exists.
+        InputError: no such dialect, a file name of another kind, `path` exists, or a pruned model in another dialect
+            than densedino's.
         WeightsError: as `load_weights`.
     """
     if to not in DIALECTS:
@@ -76,6 +78,11 @@ def convert(weights: Weights, path: str | os.PathLike[str], *, to: Dialect, name
     if target.exists():
         raise InputError(f"{target} exists, and nothing is overwritten. Give another path, or remove it first.")
     fitted, card = read_weights(name, weights=weights)
+    if to != "densedino" and pack_spec(fitted.spec):
+        raise InputError(
+            f"{card.name} is pruned: its blocks have widths of their own, which {to} has no model for. "
+            "Convert it to densedino, or export a graph: densedino export … --to onnx."
+        )
     timm_name, qkv_bias = _timm_variant(fitted, card) if to == "timm" else (None, True)
     tensors = from_meta(fitted.tensors, to, qkv_bias=qkv_bias)
     kept = _lost(fitted, tensors)
@@ -84,7 +91,7 @@ def convert(weights: Weights, path: str | os.PathLike[str], *, to: Dialect, name
     card = replace(
         card, dropped=(), dialect=to, notes=(*card.notes, f"converted from {card.dialect}, SHA-256 {card.sha256}")
     )
-    metadata = _metadata(card, fingerprint, kept) | ({"timm": timm_name} if timm_name else {})
+    metadata = _metadata(card, fingerprint, kept) | pack_spec(fitted.spec) | ({"timm": timm_name} if timm_name else {})
     with atomic_path(target, directory=to == "huggingface") as scratch:
         if to == "meta":
             state = OrderedDict((key, _own_storage(value)) for key, value in tensors.items())
@@ -97,13 +104,22 @@ def convert(weights: Weights, path: str | os.PathLike[str], *, to: Dialect, name
     return Converted(target, card, fingerprint, dropped, tuple(kept), timm_name)
 
 
-def write_weights(state: Mapping[str, Tensor], path: str | os.PathLike[str], *, card: WeightsCard) -> str:
+def write_weights(
+    state: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    card: WeightsCard,
+    spec: ViTSpec | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> str:
     """Write a backbone's state dict as a file of ours, which `load_weights` takes; what is at `path` is replaced.
 
     Args:
         state: of a module that `create_model` made.
         path: ends in .safetensors.
         card: what is known about the weights; its `sha256` and `source` mean nothing yet, and a reader fills them in.
+        spec: of a module that is in no table; it is written along.
+        extra: more entries for the metadata.
 
     Returns:
         The fingerprint: SHA-256 of the tensors under Meta's names.
@@ -111,11 +127,12 @@ def write_weights(state: Mapping[str, Tensor], path: str | os.PathLike[str], *, 
     Raises:
         StateDictError: tensors of no architecture of the table, or with NaN or infinity.
     """
-    fitted = fit(to_meta(state))
+    fitted = fit(to_meta(state), spec=spec)
     tensors = from_meta(fitted.tensors, "densedino", qkv_bias=True)
     fingerprint = _fingerprint(fitted)
     with atomic_path(Path(path)) as scratch:
-        save_file(_contiguous(tensors), scratch, metadata=_metadata(card, fingerprint, _lost(fitted, tensors)))
+        metadata = _metadata(card, fingerprint, _lost(fitted, tensors)) | pack_spec(fitted.spec) | dict(extra or {})
+        save_file(_contiguous(tensors), scratch, metadata=metadata)
     return fingerprint
 
 
@@ -125,7 +142,7 @@ def _fingerprint(fitted: Fitted) -> str:
 
 def _lost(fitted: Fitted, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read the result back, and return what did not come back bit for bit."""
-    back = fit(to_meta(written)).tensors
+    back = fit(to_meta(written), spec=fitted.spec).tensors
     lost = {key: value for key, value in fitted.tensors.items() if key not in back or not _same_bits(value, back[key])}
     if sum(value.nbytes for value in lost.values()) > _KEPT_LIMIT:
         raise StateDictError(

@@ -62,7 +62,7 @@ class Fitted:
             if any(_key_third(value).count_nonzero() for key, value in state.items() if _KEY_BIAS.fullmatch(key)):
                 dropped.append(("blocks.*.attn.qkv.bias", "key part: masked to zero by bias_mask"))
             state |= {key: _without_key(value) for key, value in state.items() if _KEY_BIAS.fullmatch(key)}
-            state["rope_embed.periods"] = rope_periods(self.spec.embed_dim // self.spec.num_heads, self.spec.rope_base)
+            state["rope_embed.periods"] = rope_periods(self.spec.head_dim, self.spec.rope_base)
         return state, tuple(dropped)
 
 
@@ -72,6 +72,7 @@ def fit(
     kept: Mapping[str, Tensor] | None = None,
     thorough: bool = True,
     elsewhere: Iterable[str] = (),
+    spec: Spec | None = None,
 ) -> Fitted:
     """Check a backbone's tensors against the architecture table.
 
@@ -80,6 +81,7 @@ def fit(
         kept: tensors that the dialect has no place for and that our own converter carried along in the metadata.
         thorough: look at every number; otherwise only at small tensors, so that a large file is not read for it.
         elsewhere: tensors that are on the meta device because their numbers are kept in another form.
+        spec: of the file itself, where it is pruned and so in no table.
 
     Raises:
         StateDictError: no such architecture; keys or shapes that do not fit; NaN or infinity; RoPE periods of another
@@ -88,7 +90,7 @@ def fit(
     tensors = dict(translation.tensors) | dict(kept or {})
     dropped, notes, remade = list(translation.dropped), list(translation.notes), []
     dropped += _drop_heads(tensors) + _drop_doubled_norm(tensors)
-    spec, in_chans = infer_spec(tensors)
+    spec, in_chans = infer_spec(tensors) if spec is None else (spec, _channels(tensors))
     _check_values(tensors, thorough=thorough, elsewhere={*translation.parts, *elsewhere})
     if isinstance(spec, ViTSpec):
         dropped += _drop_zero_bias(tensors, spec)
@@ -129,6 +131,11 @@ def infer_spec(tensors: Mapping[str, Tensor]) -> tuple[Spec, int]:
             f"{likely_cause(tensors)}".rstrip()
         )
     return spec, stem.shape[1]
+
+
+def _channels(tensors: Mapping[str, Tensor]) -> int:
+    stem = tensors.get("patch_embed.proj.weight")
+    return 3 if stem is None else stem.shape[1]  # without it, what is missing is said by name
 
 
 def _vit_facts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensor]:
@@ -233,7 +240,7 @@ def _check_periods(tensors: dict[str, Tensor], spec: ViTSpec) -> list[tuple[str,
     stored = tensors.get("rope_embed.periods")
     if stored is None:
         return []
-    exact = rope_periods(spec.embed_dim // spec.num_heads, spec.rope_base)
+    exact = rope_periods(spec.head_dim, spec.rope_base)
     # bfloat16 keeps 8 significant bits, so rounding moves a value by at most 2**-9 of it; twice that is allowed.
     if stored.shape != exact.shape or not torch.allclose(stored.float().cpu(), exact, rtol=2**-8, atol=0.0):
         raise StateDictError(
@@ -277,7 +284,7 @@ def _fill(tensors: dict[str, Tensor], spec: ViTSpec) -> list[str]:
     for key in [key for key in tensors if _KEY_BIAS.fullmatch(key)]:
         tensors[f"{key}_mask"] = torch.ones_like(tensors[key])
         _key_third(tensors[f"{key}_mask"]).zero_()
-    tensors.setdefault("rope_embed.periods", rope_periods(spec.embed_dim // spec.num_heads, spec.rope_base))
+    tensors.setdefault("rope_embed.periods", rope_periods(spec.head_dim, spec.rope_base))
     return notes
 
 

@@ -63,9 +63,10 @@ def identify(checkpoint: Checkpoint, fitted: Fitted, request: Request) -> Weight
     """
     model = fitted.spec.name
     if request.model is not None and request.model != model:
+        ask = f"Ask for {model!r}, or leave" if model in MODELS else "Leave"
         raise StateDictError(
-            f"{request.name!r} was asked for, but {checkpoint.source} holds {model}. Ask for {model!r}, or leave the "
-            "name out: it is then taken from the file."
+            f"{request.name!r} was asked for, but {checkpoint.source} holds {model}. {ask} the name out: it is then "
+            "taken from the file."
         )
     if fitted.dialect == "meta":  # those two files beside it are of other software, so of other weights
         checkpoint = replace(checkpoint, config={}, preprocessor={})

@@ -25,6 +25,7 @@ from densedino.weights.fitting import Fitted, fit
 from densedino.weights.identity import Request, identify
 from densedino.weights.kept import unpack_kept
 from densedino.weights.packing import dense, unpack_state
+from densedino.weights.shape import unpack_spec
 from densedino.weights.sources import cached, download, first_sight
 from densedino.weights.stored import Stored, locate
 from densedino.weights.transfer import REQUEST_FORM, redact
@@ -140,7 +141,8 @@ def read_weights(
     translation = to_meta(state, join=not in_place)
     kept = unpack_kept(checkpoint.metadata)
     complete = thorough or not (in_place or checkpoint.large)
-    fitted = replace(fit(translation, kept=kept, thorough=complete, elsewhere=packed), packed=packed)
+    spec = unpack_spec(checkpoint.metadata)
+    fitted = replace(fit(translation, kept=kept, thorough=complete, elsewhere=packed, spec=spec), packed=packed)
     if isinstance(weights, Mapping):  # a module that shares memory with somebody's dict would change under them
         fitted = replace(fitted, tensors={key: value.detach().clone() for key, value in fitted.tensors.items()})
         checkpoint = replace(checkpoint, sha256=tensors_sha256(fitted.tensors))

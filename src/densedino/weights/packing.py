@@ -17,6 +17,7 @@ from torch import Tensor
 
 from densedino.errors import InputError, StateDictError, UnknownNameError
 from densedino.weights.identity import CARD_KEY
+from densedino.weights.shape import pack_spec
 from densedino.weights.stored import CHUNK, Piece, locate
 from densedino.weights.writing import write_tensors
 
@@ -185,6 +186,7 @@ def pack_weights(source: StoredModel, path: str | os.PathLike[str], *, to: str) 
     note = f"matrices packed to {to}{groups}, from SHA-256 {source.card.sha256}"
     card = replace(source.card, dropped=(), dialect="densedino", notes=(*source.card.notes, note))
     metadata = {"format": "pt", CARD_KEY: json.dumps(card.to_dict(), ensure_ascii=False, sort_keys=True)}
+    metadata |= pack_spec(source.model.spec)
     if to != "bf16":
         metadata[_KEY] = json.dumps({"bits": bits, "group": _GROUP})
 
