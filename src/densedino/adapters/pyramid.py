@@ -66,7 +66,7 @@ class LevelHead(nn.Module):
 
     def __init__(self, dims: Sequence[int], *, width: int, out: int, pools: bool) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(_conv(dim, width, 1) for dim in dims)
+        self.lateral = nn.ModuleList(_conv(dim, width, 1) for dim in (dims[:-1] if pools else dims))
         self.pools = nn.ModuleList(_conv(dims[-1], width, 1) for _ in _POOLS if pools)
         self.bottleneck = _conv(dims[-1] + width * len(_POOLS), width, 3) if pools else None
         self.smooth = nn.ModuleList(_conv(width, width, 3) for _ in dims)
@@ -77,7 +77,7 @@ class LevelHead(nn.Module):
         """[B, D, h, w] each, the largest first."""
         x = self._deepest(maps[-1])
         levels = [x]
-        for lateral, level in zip(reversed(self.lateral[:-1]), reversed(maps[:-1]), strict=True):
+        for lateral, level in zip(reversed(self.lateral[:3]), reversed(maps[:-1]), strict=True):
             own = lateral(level)
             x = own + _resize(x, own)
             levels.append(x)

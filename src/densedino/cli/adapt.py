@@ -116,9 +116,7 @@ def run(
     before = f" (frozen: {result.frozen:.2f})" if result.frozen is not None else ""
     print(f"{out}: {result.metric} {result.score:.2f}{before} on the validation images, which also chose the step.")
     print(f"{result.trained:,} numbers trained in {result.seconds:,.0f} s; curves in {out / 'report.json'}.")
-    print(
-        f"Use it: import densedino as dd; dd.load_adapter({str(out)!r})(image). Export: densedino export {out} --to onnx"
-    )
+    print(f"Use it: densedino.load_adapter({str(out)!r})(image). Export it: densedino export {out} --to onnx")
     return 0
 
 
