@@ -59,6 +59,8 @@ class TokenMap:
     ) -> None:
         self.array = array
         """[h, w, D]."""
+        self.tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+        """The same numbers."""
         self.source_size = source_size
         """(H, W) of the file."""
         self.input_size = input_size
@@ -68,7 +70,7 @@ class TokenMap:
 
     def float(self) -> torch.Tensor:
         """[h, w, D] float32."""
-        return torch.from_numpy(self.array.astype(np.float32))
+        return self.tensor.float()
 
     def to_tokens(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
         """Points (x, y) in pixels of the file [n, 2] as places (x, y) on the grid, where 0 is the first token's centre."""
