@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -83,11 +84,23 @@ def run(
     from densedino.features.extract import extract
     from densedino.features.extractor import load
 
-    dino = load(
-        model, weights=weights, device=device, engine=engine, precision=precision, memory=memory, resize=size, fit=fit
-    )
+    start = partial(load, model, weights=weights, device=device, engine=engine, precision=precision, memory=memory)
     if is_scene(scene, out):
-        return run_scene(dino, inputs, out=out, flags=scene)
+        for_images = {
+            "--resize": size,
+            "--layers": layers,
+            "--limit": limit,
+            "--max-value": max_value,
+            "--retry": retry,
+        }
+        for_images |= {
+            "--every": every > 1,
+            "--fit": fit != "pad",
+            "--format": format != "lance",
+            "--batch-size": batch,
+        }
+        return run_scene(start, inputs, out=out, flags=scene, refused=[name for name, on in for_images.items() if on])
+    dino = start(resize=size, fit=fit)
     dino = dino.with_transform(replace(dino.transform, max_tokens=most, max_value=max_value))
     with progress("images") as (begin, advance):
 

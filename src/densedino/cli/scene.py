@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densedino.cli.progress import progress
+from densedino.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from densedino.features.extractor import FeatureExtractor
-    from densedino.geo.extraction import SceneJob
+    from densedino.geo.extraction import SceneJob, SceneReport
 
 __all__ = ["SceneFlags", "is_scene", "run_scene"]
 
@@ -49,13 +53,31 @@ def is_scene(flags: SceneFlags, out: str) -> bool:
     return changed or out.lower().endswith((".tif", ".tiff", ".zarr", ".geojson", ".gpkg"))
 
 
-def run_scene(dino: FeatureExtractor, inputs: tuple[str, ...], *, out: str, flags: SceneFlags) -> int:
-    """Do it, and say where the result is."""
+def run_scene(
+    load: Callable[[], FeatureExtractor],
+    inputs: tuple[str, ...],
+    *,
+    out: str,
+    flags: SceneFlags,
+    refused: Sequence[str] = (),
+) -> int:
+    """Do it, and say where the result is; of a store, only write it in another form.
+
+    `refused` are options that were given, and that scenes have not.
+    """
+    if refused:
+        raise InputError(
+            f"{', '.join(refused)}: not for scenes, whose size and values are --tile, --gsd, --bands and --scale. "
+            "Leave it out, or leave out --tile."
+        )
     from densedino.geo.extraction import SceneOptions, extract_scene
 
+    if len(inputs) == 1 and (Path(inputs[0]) / "_versions").is_dir():
+        return _export(inputs[0], out, flags.channels)
     options = SceneOptions(
         tile=512 if flags.tile is None else flags.tile,
         overlap=flags.overlap,
+        context=flags.context,
         gsd=flags.gsd,
         crs=flags.crs,
         nodata=flags.nodata,
@@ -67,15 +89,52 @@ def run_scene(dino: FeatureExtractor, inputs: tuple[str, ...], *, out: str, flag
 
         def announce(job: SceneJob, tiles: int) -> None:
             _say_job(job, tiles)
-            begin(tiles)
+            if tiles:
+                begin(tiles)
 
-        report = extract_scene(dino, inputs, output=out, options=options, announce=announce, advance=advance)
-    if report.damaged:
-        _note(f"damaged    {report.damaged:,} places of the file cannot be read; their patches are not valid")
-    rows, total = report.job.plan.shape[0], report.job.plan.grid
-    print(f"{report.output}: {report.rows:,} of {rows:,} rows of tiles done in {report.seconds:.1f} s.")
-    print(f"{total[0]}×{total[1]} patches. Open: import densedino as dd; store = dd.SceneStore({str(report.output)!r})")
+        report = extract_scene(
+            load(),
+            inputs,
+            output=out,
+            options=options,
+            channels=flags.channels,
+            check=not flags.no_check,
+            announce=announce,
+            advance=advance,
+        )
+    _say_report(report)
     return 0
+
+
+def _export(store: str, out: str, channels: str) -> int:
+    from densedino.features.scenes import SceneStore
+    from densedino.geo.exports import export_scene
+
+    print(f"{export_scene(SceneStore(store), out, channels=channels)}: written from {store}.")
+    return 0
+
+
+def _say_report(report: SceneReport) -> None:
+    if report.damaged:
+        _note(f"damaged    {report.damaged:,} places of the files cannot be read; their patches are not valid")
+    if report.seams is not None:
+        _note(
+            f"seams      steps between patches at borders of tiles ÷ elsewhere: {report.seams:.3f} (1: no seam shows)"
+        )
+    if report.error is not None:
+        error = report.error
+        where = "the scene" if error.whole else f"{error.grid[0]}×{error.grid[1]} patches in its middle"
+        _note(f"seam error cosine of tiles to {where} in one piece: {error.mean:.4f} (5th percentile {error.low:.4f})")
+    rate = f", {report.tiles / report.seconds:,.1f} tiles/s" if report.tiles else ""
+    size = f"{report.grid[0]:,}×{report.grid[1]:,} patches"
+    print(f"{report.output}: {size}, {report.rows[0]:,} of {report.rows[1]:,} rows of tiles done now{rate}.")
+    suffix = report.output.suffix.lower()
+    if suffix == ".zarr":
+        print(f"Open: import xarray; scene = xarray.open_zarr({str(report.output)!r})")
+    elif suffix in (".tif", ".tiff", ".geojson", ".gpkg"):
+        print("It opens in QGIS, in its place.")
+    else:
+        print(f"Open: import densedino as dd; store = dd.SceneStore({str(report.output)!r})")
 
 
 def _note(text: str) -> None:
@@ -95,7 +154,6 @@ def _say_job(job: SceneJob, tiles: int) -> None:
     _note(f"scaling    {job.scaling.kind}: {'; '.join(job.scaling.notes)}")
     whole = plan.shape[0] * plan.shape[1]
     side = f"{plan.tile[0] * plan.stride}×{plan.tile[1] * plan.stride} pixels"
-    disk = plan.grid[0] * plan.grid[1] * dino.model.embed_dim * 2 / 2**20
-    _note(
-        f"to do      {tiles:,} tiles ({whole:,} in all) of {side}; {plan.grid[0]}×{plan.grid[1]} patches, {disk:,.0f} MiB"
-    )
+    patches = plan.grid[0] * plan.grid[1]
+    disk = f"{patches:,} patches, {patches * dino.model.embed_dim * 2 / 2**20:,.0f} MiB on disk"
+    _note(f"to do      {tiles:,} tiles ({whole:,} in all) of {side}; {disk}")

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
     from densedino.features.scenes import SceneStore
 
-__all__ = ["cog_writer", "export_scene", "panels"]
+__all__ = ["SUFFIXES", "check_channels", "cog_writer", "export_scene", "is_exported", "panels"]
 
 _PANEL = (64, 512)  # patches (h, w) that are in memory at a time
 _SAMPLE = 40_000  # patches, of which principal components are taken
-_SUFFIXES = (".zarr", ".tif", ".tiff", ".geojson", ".gpkg")
+SUFFIXES = (".zarr", ".tif", ".tiff", ".geojson", ".gpkg")
+"""Of what a scene can be written to, besides its store."""
 
 
 def export_scene(store: SceneStore, path: str | os.PathLike[str], *, channels: str = "pca") -> Path:
@@ -54,8 +55,8 @@ def export_scene(store: SceneStore, path: str | os.PathLike[str], *, channels: s
         StoreError: the store is not complete.
     """
     path = Path(path)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise InputError(f"{str(path)!r}: a scene is written to {', '.join(_SUFFIXES)}, or a folder as a store.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{str(path)!r}: a scene is written to {', '.join(SUFFIXES)}, or a folder as a store.")
     if not store.complete:
         raise StoreError(f"{store} is not complete. Run the same `densedino extract` again to finish it.")
     with gdal():
@@ -68,6 +69,18 @@ def export_scene(store: SceneStore, path: str | os.PathLike[str], *, channels: s
             shapes = (_polygons(store, basis, top, left, p, v) for top, left, p, v in panels(store))
             write_vectors(path, shapes, crs=store.crs, metadata=_about(store))
     return path
+
+
+def is_exported(path: Path, fingerprint: str, *, channels: str) -> bool:
+    """Whether a .zarr or .tif stands already that was written of the same features."""
+    if path.suffix == ".zarr" and (path / "zarr.json").is_file():
+        attributes = json.loads((path / "zarr.json").read_text()).get("attributes", {})
+        return bool(attributes.get("fingerprint") == fingerprint)
+    if path.suffix in (".tif", ".tiff") and path.is_file():
+        with gdal(), rasterio().open(path) as file:
+            about = json.loads(file.tags().get("DENSEDINO", "{}"))
+        return (about.get("fingerprint"), about.get("channels")) == (fingerprint, channels)
+    return False
 
 
 def panels(store: SceneStore) -> Iterator[tuple[int, int, NDArray[np.float16], NDArray[np.bool_]]]:
@@ -133,6 +146,7 @@ def _write_coordinates(store: SceneStore, array: Callable[..., Any]) -> list[str
     row, col = np.arange(height) + 0.5, np.arange(width) + 0.5
     names = {"x": "projection_x_coordinate", "y": "projection_y_coordinate"}
     if b == 0 and d == 0:
+        values: dict[str, tuple[tuple[str, ...], NDArray[Any]]]
         values = {"x": (("x",), a * col + c), "y": (("y",), e * row + f)}
     else:
         names = {f"{axis}c": name for axis, name in names.items()}
@@ -172,27 +186,37 @@ def _write_features(store: SceneStore, path: Path, channels: str) -> None:
         write.describe(names, {**_about(store), "channels": channels})
 
 
+def check_channels(channels: str, *, dim: int) -> None:
+    """Raise if `channels` is none of what features of `dim` numbers can be written as.
+
+    Raises:
+        InputError: it is not; the message says what is valid.
+    """
+    if channels == "pca":
+        return
+    if found := re.fullmatch(r"pca:(\d+)", channels):
+        if not 1 <= int(found[1]) <= dim:
+            raise InputError(f"channels {channels!r}: these features have 1 to {dim} components.")
+        return
+    if not re.fullmatch(r"\d+(,\d+)*", channels):
+        raise InputError(f"channels {channels!r}: give pca, pca:8, or numbers of features from 0: 0,17,33.")
+    if max(map(int, channels.split(","))) >= dim:
+        raise InputError(f"channels {channels!r}: these features are numbered 0 to {dim - 1}.")
+
+
 def _projection(store: SceneStore, channels: str) -> tuple[Callable[[torch.Tensor], NDArray[Any]], list[str], str]:
     """From patches [h, w, D] to bands [h, w, C]; the bands' names and type."""
+    check_channels(channels, dim=store.dim)
     if channels == "pca":
         basis = _basis(store, 3)
-        return (
-            lambda x: (basis.colours(basis.project(x)) * 255).round().byte().numpy(),
-            ["red", "green", "blue"],
-            "uint8",
-        )
-    if found := re.fullmatch(r"pca:(\d+)", channels):
-        count = int(found[1])
-        if not 1 <= count <= store.dim:
-            raise InputError(f"channels {channels!r}: these features have 1 to {store.dim} components.")
+        names = ["red", "green", "blue"]
+        return lambda x: (basis.colours(basis.project(x)) * 255).round().byte().numpy(), names, "uint8"
+    if channels.startswith("pca:"):
+        count = int(channels[4:])
         whitened = _basis(store, count)
         names = [f"component {n + 1}" for n in range(count)]
         return lambda x: whitened.project(x)[..., 1:].numpy(), names, "float32"
-    if not re.fullmatch(r"\d+(,\d+)*", channels):
-        raise InputError(f"channels {channels!r}: give pca, pca:8, or numbers of features from 0: 0,17,33.")
     numbers = [int(part) for part in channels.split(",")]
-    if max(numbers) >= store.dim:
-        raise InputError(f"channels {channels!r}: these features are numbered 0 to {store.dim - 1}.")
     return lambda x: x[..., numbers].numpy(), [f"feature {n}" for n in numbers], "float32"
 
 
@@ -258,5 +282,9 @@ def _polygons(
     i, j = np.nonzero(valid)
     tokens = torch.from_numpy(patches[i, j].astype(np.float32))
     rgb = (basis.colours(basis.project(tokens)) * 255).round().byte().tolist()
-    properties = {"row": i + top, "col": j + left, "colour": [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in rgb]}
+    properties: dict[str, Any] = {
+        "row": i + top,
+        "col": j + left,
+        "colour": [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in rgb],
+    }
     return Shapes(rings=cells(store.affine, i + top, j + left), properties=properties)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,13 @@ from densedino.errors import ImageError, InputError
 from densedino.features.extract import store_metadata
 from densedino.features.quarantine import stamp_of
 from densedino.features.scene_sink import SceneSink
+from densedino.features.scenes import SceneStore
 from densedino.geo.bands import choose_bands
-from densedino.geo.mosaic import Mosaic, Reader
+from densedino.geo.exports import SUFFIXES, check_channels, export_scene, is_exported
+from densedino.geo.mosaic import Mosaic, Reader, tiles_in_context
 from densedino.geo.radiometry import find_product, make_scaling
 from densedino.geo.raster import Scene
+from densedino.geo.seams import SeamCounter, measure_seam_error
 from densedino.images.tiling import TilePlan
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from densedino.features.extractor import FeatureExtractor
     from densedino.geo.bands import Chosen
     from densedino.geo.radiometry import Scaling
+    from densedino.geo.seams import SeamError
 
 __all__ = ["SceneJob", "SceneOptions", "SceneReport", "extract_scene"]
 
@@ -38,6 +43,8 @@ class SceneOptions:
     """Pixels on a side."""
     overlap: int = 128
     """Pixels that neighbours share."""
+    context: int = 0
+    """Pixels on the longer side of the whole scene, shrunk, that every tile sees too; 0 for tiles alone."""
     gsd: float | None = None
     """Metres per pixel to resample to."""
     crs: str | None = None
@@ -95,8 +102,10 @@ class SceneJob:
         self.scene.close()
 
     def mosaic(self, *, advance: Callable[[int], None] = lambda count: None) -> Mosaic:
-        """The tiles, to run rows of them."""
-        return Mosaic(self.dino, self.reader, self.plan, advance=advance)
+        """The tiles, to run rows of them; with `context`, the shrunk scene is run first."""
+        window = (0, 0, *self.scene.size)
+        run = tiles_in_context(self.dino, self.reader, self.plan, window, context=self.options.context)
+        return Mosaic(self.dino, self.reader, self.plan, run=run, advance=advance)
 
     def _describe(self) -> dict[str, Any]:
         """Metadata of the store: what one of images says, and `scene`."""
@@ -109,6 +118,7 @@ class SceneJob:
             "size": list(self.scene.size),
             "tile": self.options.tile,
             "overlap": self.options.overlap,
+            "context": self.options.context,
             "gsd": self.options.gsd,
             "crs": self.scene.crs.to_wkt() if self.scene.crs else None,
             "nodata": self.options.nodata,
@@ -142,14 +152,20 @@ class SceneReport:
     """What an extraction of a scene came to."""
 
     output: Path
-    job: SceneJob
-    """Closed."""
-    rows: int
-    """Rows of tiles that were computed now."""
-    done_before: int
+    grid: tuple[int, int]
+    """(h, w) in patches."""
+    tiles: int
+    """Run now."""
+    rows: tuple[int, int]
+    """Rows of tiles that were finished now, and all of them."""
     damaged: int
-    """Places that could not be read, and are not valid."""
+    """Places that could not be read now; their patches are not valid."""
+    seams: float | None
+    """Mean step between neighbouring patches at borders of tiles ÷ elsewhere; None where there is no border."""
+    error: SeamError | None
+    """Of tiles against the scene in one piece; None if that was not measured."""
     seconds: float
+    """For the tiles."""
 
 
 def extract_scene(
@@ -158,6 +174,8 @@ def extract_scene(
     *,
     output: str | os.PathLike[str] = "features",
     options: SceneOptions | None = None,
+    channels: str = "pca",
+    check: bool = True,
     announce: Callable[[SceneJob, int], None] = lambda job, tiles: None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> SceneReport:
@@ -169,8 +187,11 @@ def extract_scene(
     Args:
         dino: of `dd.load`.
         sources: one raster, or several that are bands of one scene.
-        output: folder of the store.
+        output: a folder for the store; or a file, of which `geo.exports.export_scene` says what suffixes mean. Then the
+            store is a hidden folder beside it until the file is whole.
         options: how the scene is read and cut.
+        channels: what a .tif holds (see `export_scene`).
+        check: measure how far tiles are from one piece, on at most 1024 × 1024 pixels.
         announce: called once, before the work begins, with the job and the number of tiles to run.
         advance: called with the number of tiles that were done.
 
@@ -178,22 +199,38 @@ def extract_scene(
         ImageError: files that are no rasters, or have no pixels to use.
         InputError: options that make no sense for this scene.
         StoreError: `output` is something else, has other features, or cannot be written.
-        MissingExtraError: rasterio is not installed.
+        MissingExtraError: rasterio, or what writes the output, is not installed.
     """
+    output = Path(output)
+    exports = output.suffix.lower() in SUFFIXES
+    if exports:
+        check_channels(channels, dim=dino.model.embed_dim)
     with SceneJob(dino, sources, options or SceneOptions()) as job:
-        sink = SceneSink(Path(output), job.metadata)
-        before = len(sink.done)
-        left = [r for r in range(job.plan.shape[0]) if r not in sink.done]
-        mosaic = job.mosaic(advance=advance)
-        announce(job, mosaic.cost(left))
-        start = time.perf_counter()
-        for blocks in mosaic.rows(left):
-            sink.append(blocks)
+        rows = job.plan.shape[0]
+        done = exports and is_exported(output, job.metadata["fingerprint"], channels=channels)
+        work = output.with_name(f".{output.name}.densedino") if exports else output
+        counter, left, tiles, start = SeamCounter(job.plan), [], 0, time.perf_counter()
+        if not done:
+            sink = SceneSink(work, job.metadata)
+            left = [r for r in range(rows) if r not in sink.done]
+            mosaic = job.mosaic(advance=advance)
+            tiles = mosaic.cost(left)
+            announce(job, tiles)
+            for blocks in mosaic.rows(left):
+                counter.add(blocks)
+                sink.append(blocks)
+        seconds = time.perf_counter() - start
+        error = measure_seam_error(job) if check and left else None
+        if exports and not done:
+            export_scene(SceneStore(work), output, channels=channels)
+            shutil.rmtree(work)
         return SceneReport(
-            output=sink.path,
-            job=job,
-            rows=len(left),
-            done_before=before,
+            output=output,
+            grid=job.plan.grid,
+            tiles=tiles,
+            rows=(len(left), rows),
             damaged=len(job.scene.damaged),
-            seconds=time.perf_counter() - start,
+            seams=counter.ratio,
+            error=error,
+            seconds=seconds,
         )

@@ -7,6 +7,7 @@ blended in one order, so that a run that was interrupted goes on to the same bit
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from densedino.engines.context import ContextEngine
 from densedino.errors import InputError
 from densedino.features.planning import Settings
 from densedino.features.scene_sink import Block
 from densedino.images.decoding import Pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
     from densedino.images.tiling import TilePlan
     from densedino.images.transforms import Prepared
 
-__all__ = ["Mosaic", "Reader"]
+__all__ = ["Mosaic", "Reader", "Run", "tiles_in_context"]
+
+Run = Callable[[Sequence["Prepared"], Sequence[tuple[int, int]]], "tuple[Tensor, Tensor]"]
+"""Patches [B, h, w, D] and cls [B, D] of prepared tiles at (row, col) in patches."""
 
 
 class Reader:
@@ -61,6 +66,36 @@ class Reader:
         return self._transform(Pixels(array=values, valid=None if valid.all() else valid, max_value=white, name=name))
 
 
+def tiles_in_context(
+    dino: FeatureExtractor, reader: Reader, plan: TilePlan, window: tuple[int, int, int, int], *, context: int
+) -> Run | None:
+    """How tiles of `window` (all of the plan) are run, with that window, shrunk to `context` pixels on its longer side.
+
+    None, which is the model alone, if `context` is 0, or there is only one tile, or no pixel is real.
+
+    Raises:
+        InputError: `context` is negative, or the model or engine cannot do it.
+    """
+    if context < 0:
+        raise InputError(f"context is {context} pixels; give 512, say, or 0 for tiles that see nothing but themselves.")
+    if not context or plan.shape == (1, 1):
+        return None
+    height, width = window[2:]
+    coarse = tuple(
+        min(whole, max(1, round(side * context / max(height, width) / plan.stride)))
+        for side, whole in zip((height, width), plan.grid, strict=True)
+    )
+    whole = reader(window, out=(coarse[0] * plan.stride, coarse[1] * plan.stride))
+    if whole is None:
+        return None
+    engine = ContextEngine(dino.engine, whole.pixels[None], grid=plan.grid, real=whole.valid)
+
+    def run(prepared: Sequence[Prepared], places: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        return engine(torch.stack([one.pixels for one in prepared]), places)
+
+    return run
+
+
 @dataclass
 class _Tokens:
     """Of one tile: patches [h, w, D] float32, cls [D] float32, valid [h, w]; None where it has no real pixel."""
@@ -78,7 +113,7 @@ class Mosaic:
         dino: of `dd.load`.
         reader: of the scene's windows; only one mosaic may use it at a time.
         plan: of the tiles.
-        run: patches [B, h, w, D] and cls [B, D] of prepared tiles at (row, col) in patches; the model by default.
+        run: how tiles are run; by the model alone if not given.
         advance: called with the number of tiles that were done.
     """
 
@@ -88,7 +123,7 @@ class Mosaic:
         reader: Callable[[tuple[int, int, int, int]], Prepared | None],
         plan: TilePlan,
         *,
-        run: Callable[[Sequence[Prepared], Sequence[tuple[int, int]]], tuple[Tensor, Tensor]] | None = None,
+        run: Run | None = None,
         advance: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._dino, self._reader, self._plan, self._advance = dino, reader, plan, advance
