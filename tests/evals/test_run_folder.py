@@ -1,0 +1,30 @@
+"""Scores on disk, and what is said of the machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+import densedino
+from densedino.evals.protocol import Scores
+from densedino.evals.run_folder import RunFolder, environment
+
+
+def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    scores = Scores(keys=("a/b.png", "ü"), counts={"n": np.array([[1, 2], [3, 2**40]]), "x": np.array([0.1, 0.2])})
+    path = folder.scores_path("m", "linear", 3)
+    folder.save_scores(path, scores, lambda sums: {"x": float(sums["x"]), "none": float("nan")})
+    found = folder.load_scores(path)
+    assert found.keys == scores.keys
+    for name, values in scores.counts.items():
+        np.testing.assert_array_equal(found.counts[name], values)
+    lines = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    assert lines == [{"key": "a/b.png", "x": 0.1}, {"key": "ü", "x": 0.2}]
+
+
+def test_the_environment_names_versions() -> None:
+    found = environment()
+    assert found["densedino"] == densedino.__version__ and found["libraries"]["torch"]
