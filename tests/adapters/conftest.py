@@ -45,7 +45,7 @@ def depths(tmp_path: Path) -> Path:
     for sub in ("images", "depth"):
         (folder / sub).mkdir(parents=True)
     for i in range(8):
-        depth = np.tile(np.linspace(1000, 4000 + 500 * i, SIZE[0])[:, None], (1, SIZE[1]))
+        depth = np.tile(np.linspace(1000, 4000 + 100 * i, SIZE[0])[:, None], (1, SIZE[1]))
         grey = (255 - depth / 40).clip(0, 255).astype(np.uint8)
         depth[:5, :5] = 0
         Image.fromarray(np.stack([grey] * 3, -1)).save(folder / "images" / f"{i}.png")

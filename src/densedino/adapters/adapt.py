@@ -130,18 +130,14 @@ def adapt(
     precision = "auto" if engine == "auto" else "fp32"
     dino = load(model, weights=weights, device=device, engine=engine, precision=precision, resize=config.size)
     work = _Work(dino, labelled, replace(config, task=labelled.task), folder, say=say, advance=advance)
-    fitted = work.on_features(Path(features) if features else folder / "work" / "features")
-    frozen = fitted
-    if work.pixels_wanted:
-        fitted = work.on_pictures()
+    on_features = work.on_features(Path(features) if features else folder / "work" / "features")
+    fitted = work.on_pictures() if on_features is None or config.tune.kind != "frozen" else on_features
+    frozen = on_features if on_features is not fitted else None
     trained = sum(p.numel() for p in (*work.head.parameters(), *trained_backbone(dino.model).values()))
-    score = {
-        "metric": labelled.task.metric,
-        "value": fitted.score,
-        "step": fitted.best_step,
-        "frozen": frozen.score if frozen and work.pixels_wanted else None,
-    }
-    report = _report(work, labelled, score, frozen, fitted, data=str(data), trained=trained)
+    before = frozen.score if frozen else None
+    score = {"metric": labelled.task.metric, "value": fitted.score, "step": fitted.best_step, "frozen": before}
+    fits = {"head": on_features, "together": fitted if fitted is not on_features else None}
+    report = _report(work, labelled, score, fits, data=str(data), trained=trained)
     with atomic_path(folder / "report.json") as scratch:
         scratch.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if not (folder / DESCRIPTION).exists():
@@ -150,7 +146,7 @@ def adapt(
         output=folder,
         metric=labelled.task.metric,
         score=fitted.score,
-        frozen=score["frozen"],
+        frozen=before,
         trained=trained,
         seconds=time.perf_counter() - start,
     )
@@ -166,8 +162,7 @@ def _report(
     work: _Work,
     labelled: Labelled,
     score: dict[str, Any],
-    frozen: Fitted | None,
-    fitted: Fitted,
+    fits: dict[str, Fitted | None],
     *,
     data: str,
     trained: int,
@@ -180,10 +175,7 @@ def _report(
         "backbone": work.dino.card.to_dict(),
         "score": score,
         "trained_parameters": trained,
-        "history": {
-            "head": list(frozen.history) if frozen else [],
-            "together": list(fitted.history) if work.pixels_wanted else [],
-        },
+        "history": {name: list(fitted.history) for name, fitted in fits.items() if fitted is not None},
     }
 
 
@@ -208,11 +200,6 @@ class _Work:
         self.spec = AdapterSpec(task=self.task, head=config.head, layers=self.layers, tune=config.tune)
         if isinstance(self.head, KnnHead) and config.tune.kind != "frozen":
             raise InputError("a k-NN head has nothing to be trained; take another head, or --tune frozen.")
-
-    @property
-    def pixels_wanted(self) -> bool:
-        """Whether there is anything to fit on pictures."""
-        return self.config.tune.kind != "frozen" or needs_pixels(self.head)
 
     def _identity(self) -> dict[str, Any]:
         examples = [e.image.as_posix() for e in self.labelled.train]

@@ -135,7 +135,7 @@ def save_lora(model: nn.Module, folder: Path, config: LoraConfig, *, base: str) 
         base: what the backbone's weights are called.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, change in lora_layers(model):
         tensors |= {
             f"{_PREFIX}{name}.{key}": t for key, t in zip(_MATRICES, (change.lora_A, change.lora_B), strict=True)

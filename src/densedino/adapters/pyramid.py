@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from densedino.errors import InputError
 from densedino.heads.bins import Bins
-from densedino.heads.catalog import AdapterConfig, DptConfig
+from densedino.heads.configs import AdapterConfig, DptConfig
 from densedino.heads.dpt import Dpt
 from densedino.heads.tapping import maps_of
 from densedino.heads.vit_adapter import ViTAdapter
