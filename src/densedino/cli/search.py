@@ -110,7 +110,7 @@ def _images(
     if isinstance(store, SceneStore):
         if not regions or store_row:
             raise InputError("in the store of a scene, search with --query IMAGE, or --point or --box in the scene.")
-        return (store.metadata["scene"]["source"],)
+        return (store.metadata["scene"]["sources"][0]["path"],)
     if not store_row:
         raise InputError("search for what? Give --query IMAGE, or --store-row KEY of an image of the store.")
     keys = store.keys()

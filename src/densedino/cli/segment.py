@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from densedino.cli.options import parse_resize
+from densedino.cli.scene_store import scene_store
 from densedino.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from densedino.adapters.few_clicks import Clicks
+    from densedino.adapters.few_clicks import Clicks, Head
     from densedino.features.extractor import FeatureExtractor
     from densedino.features.tokens import Features
 
@@ -39,6 +40,8 @@ def run(
     field: str | None = None,
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     head: Literal["linear", "knn"] = "linear",
+    per_patch: bool = False,
+    store: Path | None = None,
     resize: str | None = None,
     model: str | None = None,
     weights: str | None = None,
@@ -51,18 +54,23 @@ def run(
 
     Any classes, from points or areas: densedino segment photo.jpg --points points.geojson
 
+    A scene, as a GeoTIFF of classes and confidence: densedino segment scene.tif --points points.geojson -o map.tif
+
     The same head on more photographs: densedino segment a.jpg b.jpg c.jpg --points points.geojson -o masks
 
     Args:
-        inputs: photographs, the labels are in the first; or the folder of features of a scene.
+        inputs: photographs, the labels are in the first; or a scene: its GeoTIFF, or its folder of features.
         points: a GeoJSON file of points and polygons with a class each, in pixels of the photograph or coordinates of
-            the scene; or an image of class numbers, 0 where nothing is said.
+            the scene; or an image of class numbers, 0 (or its nodata value) where nothing is said.
         foreground: x,y of pixels of the object.
         background: x,y of pixels of what is not.
         field: the property in the GeoJSON that is the class; class, label, name, value or id if not given.
         out: the PNG to write, or for several photographs a folder; <photo>_mask.png here if not given. Beside it
-            come <name>_confidence.png and <name>_sheet.png.
+            come <name>_confidence.png and <name>_sheet.png. Of a scene the GeoTIFF to write, class and confidence.
         head: linear (logistic regression) or knn (a vote of the nearest labelled patches).
+        per_patch: of a scene: one pixel per patch, instead of the scene's own pixels.
+        store: of a GeoTIFF: the folder of its features; <scene>_features here if not given. If there is none, it is
+            made, in tiles of 512 pixels; for other options run densedino extract SCENE.tif --tile 512 … before.
         resize: what the model sees of a photograph: 512 (short side), 512x768 (height x width) or native; about
             1024x1024 pixels of its own shape if not given.
         model: an architecture or weights by name, see `densedino models` and `densedino weights`.
@@ -72,6 +80,9 @@ def run(
     """
     if not inputs:
         raise InputError("no input: densedino segment photo.jpg --foreground 210,90 --background 20,20")
+    if inputs[0].is_dir() or inputs[0].suffix.lower() in (".tif", ".tiff"):
+        flags = _SceneFlags(store, points, field, out, head, per_patch)
+        return _segment_scene(inputs, flags, model=model, weights=weights, device=device, precision=precision)
     targets = _targets(inputs, out)
     size = parse_resize(resize) if resize is not None else None
     labels = _labels(points, foreground, background, field)
@@ -88,6 +99,56 @@ def run(
     for i, (path, target) in enumerate(zip(inputs, targets, strict=True)):
         features = features if i == 0 else _features(dino, path, by_area=resize is None)
         _write(features, fitted, classes, path, target, labels if i == 0 else None, dino)
+    return 0
+
+
+@dataclass(frozen=True)
+class _SceneFlags:
+    store: Path | None
+    points: Path | None
+    field: str | None
+    out: Path | None
+    head: Head
+    per_patch: bool
+
+
+def _segment_scene(
+    inputs: tuple[Path, ...],
+    flags: _SceneFlags,
+    *,
+    model: str | None,
+    weights: str | None,
+    device: str,
+    precision: str,
+) -> int:
+    from densedino.cli.progress import progress
+    from densedino.geo.segmenting import segment_scene
+
+    scene, out = inputs[0], flags.out or Path(f"{inputs[0].stem}_map.tif")
+    if len(inputs) > 1:
+        raise InputError(f"{len(inputs)} scenes given; segment one at a time.")
+    if flags.points is None:
+        raise InputError("a scene needs --points FILE: GeoJSON, or a raster of class numbers.")
+    opened = scene_store(scene, folder=flags.store, model=model, weights=weights, device=device, precision=precision)
+
+    def fitted(classes: tuple[str, ...], patches: int, seconds: float) -> None:
+        names = ", ".join(classes)
+        _note(f"head       {flags.head}, {len(classes)} classes ({names}) from {patches:,} patches in {seconds:.2f} s")
+
+    with progress("rows of patches") as (begin, advance):
+        begin(opened.grid[0])
+        result = segment_scene(
+            opened,
+            flags.points,
+            output=out,
+            head=flags.head,
+            field=flags.field,
+            per_patch=flags.per_patch,
+            fitted=fitted,
+            advance=advance,
+        )
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in zip(result.classes, result.shares, strict=True))
+    print(f"{out}: {shares}; mean confidence {result.confidence:.2f}")
     return 0
 
 

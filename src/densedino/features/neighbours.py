@@ -111,7 +111,7 @@ def nearest_exact(blocks: Iterable[PatchBlock], queries: NDArray[np.floating], *
     for block in blocks:
         for start in range(0, len(block.row), _BLOCK):
             vectors = block.vectors[start : start + _BLOCK]
-            cosine = torch.from_numpy(asked) @ torch.from_numpy(vectors).float().T
+            cosine = torch.from_numpy(asked) @ torch.from_numpy(vectors.astype(np.float32)).T
             scores, found = cosine.topk(min(k, len(vectors)), dim=1)
             places = found.numpy() + start
             best = _best(best, Hits(block.row[places], block.patch[places], scores.numpy(), block.vectors[places]), k)

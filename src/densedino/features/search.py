@@ -244,8 +244,9 @@ def _places(store: AnyStore, addresses: list[int]) -> list[_Place]:
     if len(rows) < len(addresses):
         raise StoreError(f"{str(store.path)!r} was changed while it was searched. Search again.")
     if scene:
-        height, width = (side * stride for side in scene["grid"])
-        whole = _Picture(scene["source"], scene["source"], (height, width), (stride, stride))
+        height, width = scene["size"]
+        source = scene["sources"][0]["path"]
+        whole = _Picture(source, source, (height, width), (stride, stride))
         return [_Place(one["_rowaddr"], whole, (one["row"], one["col"]), one["grid_w"]) for one in rows]
     places = []
     for one in rows:

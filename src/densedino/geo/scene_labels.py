@@ -26,9 +26,9 @@ _ROWS = 512  # of a label raster, read at once
 def read_scene_labels(path: Path, store: SceneStore, *, field: str | None = None) -> Samples:
     """The labelled patches of a scene.
 
-    GeoJSON is in the coordinates that its `crs` names. Without one, numbers that can be longitude and latitude are that,
-    as RFC 7946 has it; others are the scene's own. A raster of class numbers may have any grid and CRS; its nodata value
-    means "not labelled", or 0 if it has none.
+    GeoJSON is in the coordinates that its `crs` names. Without one, numbers that can be longitude and latitude are
+    that, as RFC 7946 has it; others are the scene's own. A raster of class numbers may have any grid and CRS; its
+    nodata value means "not labelled", or 0 if it has none.
 
     Raises:
         InputError: no labels, or none on the scene, or fewer than two classes.
@@ -79,22 +79,29 @@ def _read_raster(path: Path, store: SceneStore) -> Samples:
         except module.errors.RasterioIOError as error:
             raise InputError(f"the labels {str(path)!r} cannot be read: {error}.") from error
         with file:
-            if file.count != 1 or np.dtype(file.dtypes[0]).kind not in "iu":
-                raise InputError(
-                    f"the labels {str(path)!r} have {file.count} bands of {file.dtypes[0]}; one of integers is needed."
-                )
+            if file.count != 1:
+                raise InputError(f"the labels {str(path)!r} have {file.count} bands; one of class numbers is needed.")
             unlabelled = 0 if file.nodata is None else file.nodata
             crs = file.crs.to_wkt() if file.crs else store.crs
             for top in range(0, file.height, _ROWS):
                 window = ((top, min(top + _ROWS, file.height)), (0, file.width))
                 values = file.read(1, window=window)
-                rows, cols = np.nonzero(values != unlabelled)
+                rows, cols = np.nonzero((values != unlabelled) & np.isfinite(values))
                 if not len(rows):
                     continue
+                if (values[rows, cols] % 1).any():
+                    raise InputError(
+                        f"the labels {str(path)!r} have fractions; whole numbers are needed, one per class."
+                    )
                 x, y = file.transform @ (cols + 0.5, rows + top + 0.5)
                 places = np.floor(_to_grid(np.stack([x, y], 1), crs, store)[:, ::-1]).astype(np.int64)
                 on = ((places >= 0) & (places < store.grid)).all(1)
-                _count(counts, values[rows, cols][on], places[on, 0] * store.grid[1] + places[on, 1], store)
+                _count(
+                    counts,
+                    values[rows, cols][on].astype(np.int64),
+                    places[on, 0] * store.grid[1] + places[on, 1],
+                    store,
+                )
     return _samples(counts, store, path)
 
 
