@@ -73,5 +73,78 @@ def _entry(name: str, model: str) -> Callable[..., nn.Module]:
     return build
 
 
+def _head_entry(name: str) -> Callable[..., Any]:
+    def build(
+        *,
+        pretrained: bool = True,
+        weights: Any = None,
+        backbone_weights: Any = None,
+        check_hash: bool = False,
+        autocast_dtype: Any = None,
+    ) -> nn.Module:
+        from densedino.tasks.hub import load_module
+
+        return load_module(
+            name,
+            pretrained=pretrained,
+            weights=weights,
+            backbone_weights=backbone_weights,
+            check_hash=check_hash,
+            autocast_dtype=autocast_dtype,
+        )
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"""A released head on its backbone, `{name}`: normalised pixels in, what the reference's gives out.
+
+    Args:
+        pretrained: load weights; without, freshly initialised.
+        weights: path, https:// URL or mapping of the head, alone or with the backbone; a release's name or None for
+            a file in the cache.
+        backbone_weights: likewise of the backbone, in any dialect.
+        check_hash: refuse a file of the head whose SHA-256 is not that of the release.
+        autocast_dtype: of matrix products, on CUDA; float32 if not given.
+    """
+    return build
+
+
+def dinov3_vitl16_dinotxt_tet1280d20h24l(
+    *,
+    pretrained: bool = True,
+    weights: Any = None,
+    backbone_weights: Any = None,
+    bpe_path_or_url: Any = None,
+    check_hash: bool = False,
+) -> tuple[nn.Module, Any]:
+    """dino.txt, and its tokenizer.
+
+    Args:
+        pretrained: load weights; without, freshly initialised.
+        weights: path, https:// URL or mapping of the vision head and text encoder.
+        backbone_weights: likewise of the backbone, in any dialect.
+        bpe_path_or_url: path of CLIP's vocabulary; the package's own copy if not given.
+        check_hash: refuse a file whose SHA-256 is not that of the release.
+    """
+    from densedino.heads.tokenizer import Tokenizer
+    from densedino.tasks.hub import load_module
+
+    model = load_module(
+        "dinov3_vitl16_dinotxt_tet1280d20h24l",
+        pretrained=pretrained,
+        weights=weights,
+        backbone_weights=backbone_weights,
+        check_hash=check_hash,
+    )
+    own = bpe_path_or_url is None or str(bpe_path_or_url).startswith(("http://", "https://"))  # the same file
+    return model, Tokenizer(None if own else bpe_path_or_url)
+
+
 for _name, _model in _NAMES.items():
     globals()[_name] = _entry(_name, _model)
+for _name in (
+    "dinov3_vit7b16_lc",
+    "dinov3_vit7b16_dd",
+    "dinov3_vit7b16_ms",
+    "dinov3_vit7b16_de",
+    "dinov3_vitl16_chmv2",
+):
+    globals()[_name] = _head_entry(_name)

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from densedino.adapters.adapt import adapt
     from densedino.adapters.adapted import Adapter, load_adapter
     from densedino.features.extract import extract
-    from densedino.features.extractor import FeatureExtractor, load
+    from densedino.features.extractor import FeatureExtractor
     from densedino.features.scenes import SceneStore
     from densedino.features.store import FeatureStore
     from densedino.features.tokens import Features
+    from densedino.heads.catalog import list_heads
     from densedino.images.transforms import Transform
     from densedino.models.catalog import create_model, list_models
+    from densedino.tasks.loading import load
     from densedino.weights.catalog import list_weights
 
 __version__ = "0.1.0"
@@ -32,9 +34,10 @@ _HOMES = {
     "adapt": "densedino.adapters.adapt",
     "create_model": "densedino.models.catalog",
     "extract": "densedino.features.extract",
+    "list_heads": "densedino.heads.catalog",
     "list_models": "densedino.models.catalog",
     "list_weights": "densedino.weights.catalog",
-    "load": "densedino.features.extractor",
+    "load": "densedino.tasks.loading",
     "load_adapter": "densedino.adapters.adapted",
 }
 
@@ -48,6 +51,7 @@ __all__ = [
     "adapt",
     "create_model",
     "extract",
+    "list_heads",
     "list_models",
     "list_weights",
     "load",

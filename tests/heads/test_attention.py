@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from densedino.heads.attention import MultiheadAttention, ReluMlp
+from densedino.heads.attention import MultiheadAttention, ReluMlp, learned
 
 
 @torch.no_grad()
@@ -23,3 +23,9 @@ def test_an_mlp_has_relu_between_its_layers_alone() -> None:
     mlp = ReluMlp(3, 5, 2, depth=3)
     assert [tuple(layer.weight.shape) for layer in mlp.layers] == [(5, 3), (5, 5), (2, 5)]
     assert (mlp(torch.randn(50, 3)) < 0).any()
+
+
+def test_a_learned_table_has_the_deviation_asked_for() -> None:
+    torch.manual_seed(0)
+    weight = learned(200, 50, deviation=0.5).weight
+    assert abs(weight.std().item() - 0.5) < 0.02 and abs(weight.mean().item()) < 0.02

@@ -1,4 +1,4 @@
-"""Owns attention between two sets of tokens, under the parameter names of `torch.nn.MultiheadAttention`, and MLPs."""
+"""Owns parts that several heads have: attention between two sets of tokens, MLPs, tables of learned vectors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MultiheadAttention", "ReluMlp", "attend"]
+__all__ = ["MultiheadAttention", "ReluMlp", "attend", "learned"]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -56,3 +56,10 @@ class ReluMlp(nn.Module):
         for number, layer in enumerate(self.layers):
             x = layer(x) if number == len(self.layers) - 1 else F.relu(layer(x))
         return x
+
+
+def learned(rows: int, dim: int, *, deviation: float = 1.0) -> nn.Embedding:
+    """A table of vectors, evenly spread: normal numbers would load PyTorch's compiler when made on the meta device."""
+    table = nn.Embedding(rows, dim, _weight=torch.empty(rows, dim))
+    nn.init.uniform_(table.weight, -deviation * 3**0.5, deviation * 3**0.5)
+    return table

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densedino.errors import InputError
-from densedino.heads.attention import MultiheadAttention, ReluMlp, attend
+from densedino.heads.attention import MultiheadAttention, ReluMlp, attend, learned
 from densedino.heads.boxes import corners_of, moved
 from densedino.heads.positions import sine_features, sine_grid
 from densedino.heads.proposals import ProposalMaps, propose
@@ -177,7 +177,7 @@ class Detector(nn.Module):
         self.transformer = _Transformer(config)
         self.class_embed = nn.ModuleList(nn.Linear(inner, config.classes) for _ in range(stages))
         self.bbox_embed = nn.ModuleList(ReluMlp(inner, inner, 4, depth=3) for _ in range(stages))
-        self.query_embed = nn.Embedding(config.queries + config.spare_queries, inner)
+        self.query_embed = learned(config.queries + config.spare_queries, inner)
         self.input_proj = nn.ModuleList(
             [nn.Sequential(nn.Conv2d(2 * 4 * dim, inner, kernel_size=1), nn.GroupNorm(32, inner))]
         )

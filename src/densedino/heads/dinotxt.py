@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densedino.heads.attention import learned
 from densedino.models.layers import GatedMlp, LayerScale, Mlp
 
 if TYPE_CHECKING:
@@ -84,12 +86,11 @@ class _TextBlock(nn.Module):
 class _TextTransformer(nn.Module):
     def __init__(self, config: DinoTxtConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocabulary, config.text_dim)
+        self.token_embedding = learned(config.vocabulary, config.text_dim, deviation=0.02)
         self.positional_embedding = nn.Parameter(torch.empty(config.context, config.text_dim))
         self.blocks = nn.ModuleList(_TextBlock(config) for _ in range(config.text_blocks))
         self.ln_final = nn.LayerNorm(config.text_dim)
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.uniform_(self.positional_embedding, -0.02, 0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
@@ -126,7 +127,7 @@ class DinoTxt(nn.Module):
         super().__init__()
         self.visual_model = _VisionModel(dim, config)
         self.text_model = _TextModel(2 * dim, config)
-        self.logit_scale = nn.Parameter(torch.full((1,), 1 / 0.07).log())
+        self.logit_scale = nn.Parameter(torch.tensor([-math.log(0.07)]))
 
     def forward(self, image: Tensor, text: Tensor, tokens_of: TokensOf) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Both embeddings, normalised, exp(logit_scale), and the patch tokens after the vision head [B, N, D].

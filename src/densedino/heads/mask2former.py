@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densedino.heads.attention import MultiheadAttention, ReluMlp
+from densedino.heads.attention import MultiheadAttention, ReluMlp, learned
 from densedino.heads.pixel_decoder import PixelDecoder, map_positions
 from densedino.heads.vit_adapter import ViTAdapter
 
@@ -80,9 +80,9 @@ class _Predictor(nn.Module):
         self.transformer_cross_attention_layers = nn.ModuleList(_CrossAttention(dim, config.heads) for _ in layers)
         self.transformer_ffn_layers = nn.ModuleList(_Ffn(dim, config.hidden) for _ in layers)
         self.post_norm = nn.LayerNorm(dim)
-        self.query_feat = nn.Embedding(config.queries, dim)
-        self.query_embed = nn.Embedding(config.queries, dim)
-        self.level_embed = nn.Embedding(3, dim)
+        self.query_feat = learned(config.queries, dim)
+        self.query_embed = learned(config.queries, dim)
+        self.level_embed = learned(3, dim)
         self.class_embed = nn.Linear(dim, config.classes + 1)
         self.mask_embed = ReluMlp(dim, dim, dim, depth=3)
 
