@@ -12,6 +12,8 @@ import tyro
 from densedino.errors import require
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from densedino.serve.collection import Collection
     from densedino.serve.service import Service
     from densedino.serve.settings import Settings
@@ -101,7 +103,7 @@ def run(
         write_log(log if log != "auto" else "text" if sys.stderr.isatty() else "json")
         address = f"http://{host if ':' not in host else f'[{host}]'}:{sock.getsockname()[1]}/"
 
-        def started(service: Service) -> None:
+        def started(service: Service, stop: Callable[[], None]) -> None:
             _say_start(service, settings, collection, address)
             if not no_browser:
                 _open_browser(address)

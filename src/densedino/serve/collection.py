@@ -135,14 +135,13 @@ class Collection:
             return
         name = "cls" if whole else "patches"
         item = 0
-        for batch in self.store.batches(columns=[name, "valid", "grid_h", "grid_w"], batch_size=_ROWS):
-            for array, valid, *grid in zip(
-                *(batch[column] for column in (name, "valid", "grid_h", "grid_w")), strict=True
-            ):
+        columns = (name, "valid", "grid_h", "grid_w")
+        for batch in self.store.batches(columns=columns, batch_size=_ROWS):
+            for array, valid, height, width in zip(*(batch[column] for column in columns), strict=True):
                 vectors = F.normalize(torch.from_numpy(array.copy()).float().reshape(-1, array.shape[-1]), dim=-1)
                 if not whole and not valid.all():
                     vectors[~torch.from_numpy(valid.copy()).flatten()] = 0
-                yield item, vectors, (int(grid[0]), int(grid[1]))
+                yield item, vectors, (int(height), int(width))
                 item += 1
 
 

@@ -64,7 +64,7 @@ def add_search(app: FastAPI, service: Service) -> None:
             asked = await read_json(request, service, schema.SearchRequest)
             return await _found(service, torch.tensor(asked.vector), k=asked.k, of=asked.of)
         async with read_image_bytes(request, service) as data:
-            features = await service.features(data)
+            features = await service.features(data, service.search_view)
         if point is None:
             return await _found(service, features.cls[0], k=k, of="cls")
         row, column = patch_at(features, points_of([point])[0])

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from densedino.serve.refusal import RefusalError, busy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from starlette.requests import Request
 
@@ -26,6 +26,7 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 
 _JSON_BYTES = 2**20
 _FIELDS = 8
+_PASS_SECONDS, _PASS_BYTES = 2.0, 2**28
 
 
 @contextlib.asynccontextmanager
@@ -36,33 +37,53 @@ async def _body(request: Request, service: Service, *, limit: int) -> AsyncItera
         RefusalError: 413, 408, or 429 if other requests hold too much.
     """
     settings = service.settings
-    declared = request.headers.get("content-length", "")
-    too_large = RefusalError(
-        413, f"The body has more than {limit:,} bytes.", kind="size", headers={"connection": "close"}
-    )
-    if declared.isdigit() and int(declared) > limit:
-        raise too_large
     parts: list[bytes] = []
-    held = 0
     try:
         try:
             async with asyncio.timeout(settings.upload_seconds):
-                async for part in request.stream():
-                    parts.append(part)
-                    held += len(part)
-                    service.buffered += len(part)
-                    if held > limit:
-                        raise too_large
-                    if service.buffered > settings.max_buffered:
-                        raise busy("Other requests are being received.", after=2.0)
+                fits = await _receive(request, service, parts, limit=limit)
         except TimeoutError:
             text = f"The body did not arrive within {settings.upload_seconds:g} s."
             raise RefusalError(408, text, kind="slow", headers={"connection": "close"}) from None
         except ClientDisconnect:
             raise RefusalError(400, "The connection ended before the body did.", kind="request") from None
+        if not fits:
+            await _let_pass(request)
+            text = f"The body has more than {limit:,} bytes."
+            raise RefusalError(413, text, kind="size", headers={"connection": "close"})
         yield b"".join(parts)
     finally:
-        service.buffered -= held
+        service.buffered -= sum(map(len, parts))
+
+
+async def _receive(request: Request, service: Service, parts: list[bytes], *, limit: int) -> bool:
+    """Append what comes to `parts`; False as soon as it is more than `limit` bytes, or says that it will be."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        return False
+    held = 0
+    async for part in request.stream():
+        parts.append(part)
+        held += len(part)
+        service.buffered += len(part)
+        if service.buffered > service.settings.max_buffered:
+            raise busy("Other requests are being received.", after=2.0)
+        if held > limit:
+            return False
+    return True
+
+
+async def _let_pass(request: Request) -> None:
+    """Receive some of what is too much, and forget it: many clients read no answer before they have sent all."""
+    if "expect" in request.headers:  # but this one asked first
+        return
+    passed = 0
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(_PASS_SECONDS):
+            async for part in request.stream():
+                passed += len(part)
+                if passed > _PASS_BYTES:
+                    return
 
 
 @contextlib.asynccontextmanager
@@ -81,7 +102,7 @@ async def read_image_bytes(request: Request, service: Service) -> AsyncIterator[
 
 
 async def _field(request: Request, body: bytes) -> bytes:
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     parser = MultiPartParser(request.headers, stream(), max_files=_FIELDS, max_fields=_FIELDS)
@@ -91,14 +112,14 @@ async def _field(request: Request, body: bytes) -> bytes:
     except (MultiPartException, KeyError, UnicodeDecodeError, LookupError) as error:
         reason = getattr(error, "message", "") or "no boundary, or no valid text"
         raise RefusalError(400, f"The form cannot be read: {reason}.", kind="form") from None
-    file = form.get("image")
-    if not isinstance(file, UploadFile):
-        names = ", ".join(sorted(form))[:99]
-        raise RefusalError(422, f"The form has no file in a field 'image'; it has: {names or 'nothing'}.", kind="form")
     try:
-        return await file.read()
+        file = form.get("image")
+        if isinstance(file, UploadFile):
+            return await file.read()
     finally:
         await form.close()
+    names = ", ".join(sorted(form))[:99]
+    raise RefusalError(422, f"The form has no file in a field 'image'; it has: {names or 'nothing'}.", kind="form")
 
 
 async def read_json(request: Request, service: Service, model: type[BodyT]) -> BodyT:

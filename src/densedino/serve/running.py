@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["listen", "serve", "write_log"]
 
 _GRACE = 0.3  # seconds for requests that are on their way on connections which are open already
-_IDLE_SECONDS = 15
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -57,7 +56,7 @@ def serve(
     settings: Settings,
     *,
     collection: Collection | None = None,
-    started: Callable[[Service], None] = lambda service: None,
+    started: Callable[[Service, Callable[[], None]], None] = lambda service, stop: None,
 ) -> None:
     """Answer requests until SIGTERM or SIGINT, then those that were let in; a second signal ends at once.
 
@@ -66,7 +65,7 @@ def serve(
         sock: from `listen`.
         settings: limits.
         collection: images to show and to search.
-        started: called once requests are taken.
+        started: called once requests are taken, with a function that does what SIGTERM does.
     """
     asyncio.run(_serve(dino, sock, settings, collection, started))
 
@@ -76,7 +75,7 @@ async def _serve(
     sock: socket.socket,
     settings: Settings,
     collection: Collection | None,
-    started: Callable[[Service], None],
+    started: Callable[[Service, Callable[[], None]], None],
 ) -> None:
     async with Service(dino, settings, collection=collection) as service:
         config = uvicorn.Config(
@@ -88,7 +87,7 @@ async def _serve(
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=_IDLE_SECONDS,
+            timeout_keep_alive=max(1, round(settings.header_seconds)),
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
             backlog=128,
         )
@@ -97,7 +96,7 @@ async def _serve(
         while not server.started and not task.done():
             await asyncio.sleep(0.01)
         if not task.done():
-            started(service)
+            started(service, server.stop)
         await task
 
 
@@ -107,12 +106,18 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        self._told = False
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Be no longer ready, then stop; at the second signal, without waiting."""
         self._service.ready = False
-        self.force_exit = self.should_exit
+        self.force_exit = self._told
+        self._told = True
         self.should_exit = True
+
+    def stop(self) -> None:
+        """Do what SIGTERM does; from any thread."""
+        self.handle_exit(signal.SIGTERM, None)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -134,7 +139,7 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
     class Protocol(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             if len(self.connections) > settings.max_connections:
                 transport.close()

@@ -150,6 +150,11 @@ class Service:
             raise InputError(f"layer {unknown[0]} is not in this store; of layers besides the last it has {kept}.")
         return replace(stored, layers={layer: stored.layers[layer] for layer in view.layers})
 
+    @property
+    def search_view(self) -> View:
+        """How an image is to be seen that is looked for: as those of the collection were, where that is known."""
+        return View() if self.collection.store is not None else View(tokens=_INDEX_TOKENS)
+
     async def preview(self, item: int, *, side: int) -> bytes:
         """A JPEG of an image of the collection.
 
@@ -182,7 +187,8 @@ class Service:
         return replace(transform, resize=(rows * stride, columns * stride))
 
     def _prepare(self, pixels: Pixels, view: View) -> Prepared:
-        return self._transform(*pixels.array.shape[:2], view)(pixels)
+        height, width = pixels.array.shape[:2]
+        return self._transform(height, width, view)(pixels)
 
     def _run(self, prepared: Sequence[Prepared], layers: tuple[int, ...]) -> Features:
         features = self.dino.run(prepared, layers=layers)

@@ -62,7 +62,7 @@ class Settings:
     upload_seconds: float = 20.0
     """In which a request's body must arrive."""
     header_seconds: float = 10.0
-    """In which a request's head must arrive."""
+    """In which a request's head must arrive; also, how long a connection may be idle."""
     drain_seconds: float = 30.0
     """After SIGTERM, for answers that are due."""
 

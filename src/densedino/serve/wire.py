@@ -127,7 +127,7 @@ def _about(features: Features, dino: FeatureExtractor) -> dict[str, Any]:
 
 def _named(features: Features, parts: Sequence[Part]) -> dict[str, Tensor]:
     """Tensors of the parts, of the last layer and of others, as `layer5.cls`."""
-    named = {part: getattr(features, part)[0] for part in parts}
+    named: dict[str, Tensor] = {part: getattr(features, part)[0] for part in parts}
     for number, tokens in features.layers.items():
         named |= {f"layer{number}.{part}": getattr(tokens, part)[0] for part in parts}
     return named

@@ -44,8 +44,7 @@ function changed({ fresh = false } = {}) {
 }
 
 function readout(scale) {
-  const at = state.hover || state.held, times = timing();
-  const last = times.slice(-30).reduce((a, v) => a + v, 0) / Math.min(30, times.length);
+  const at = state.hover || state.held, times = timing().slice(-31).sort((a, b) => a - b), last = times[times.length >> 1];
   const patches = state.images.reduce((n, image) => n + (image.field?.count || 0), 0);
   $("readout").textContent = at?.image.grid
     ? `patch ${Math.floor(at.patch / at.image.grid[1])}, ${at.patch % at.image.grid[1]} of ${at.image.name}` : "";
