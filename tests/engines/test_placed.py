@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import densedino as dd
 from densedino.engines.eager import EagerEngine
 from densedino.engines.placed import PlacedEngine, device_map_of
 from densedino.errors import InputError
@@ -58,3 +59,30 @@ def test_what_cannot_be_placed_is_said():
         PlacedEngine(model, devices={"blocks.0": "cpu", "blocks.1": "disk"}, precision="fp32")
     with pytest.raises(InputError, match="ViTs"):
         PlacedEngine(create_model("debug_convnext"), devices="auto", precision="fp32")
+
+
+def test_load_takes_a_device_map(tmp_path):
+    plain = dd.load("debug_vit", weights="random", engine="eager", precision="fp32", device="cpu")
+    image = torch.rand(3, 64, 48)
+    auto = dd.load("debug_vit", weights="random", device_map="auto", precision="fp32")
+    assert "blocks on" in auto.engine_reason
+    torch.testing.assert_close(auto(image).patches.cpu(), plain(image).patches, rtol=1e-4, atol=1e-4)
+    places = {"blocks.0": "cpu", "blocks.1": "disk"}
+    placed = dd.load("debug_vit", weights="random", device_map=places, offload=tmp_path, precision="fp32")
+    assert placed.engine_reason == "blocks on cpu: 1, disk: 1"
+    torch.testing.assert_close(placed(image).patches, plain(image).patches, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"engine": "openvino"}, "for engine='eager'"),
+        ({"device": "cpu"}, "Leave device out"),
+        ({"memory": "3GB"}, "without memory"),
+        ({"device_map": {"blocks.0": "cpu"}}, "must name blocks.0 to blocks.1"),
+        ({"device_map": {"blocks.0": "cpu", "blocks.1": "disk"}}, "offload="),
+    ],
+)
+def test_a_device_map_that_contradicts_other_options_is_refused(options, reason):
+    with pytest.raises(InputError, match=reason):
+        dd.load("debug_vit", weights="random", **{"device_map": "auto", **options})

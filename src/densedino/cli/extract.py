@@ -40,6 +40,7 @@ def run(
     engine: Literal["auto", "eager", "compile", "openvino", "onnx", "stream"] = "auto",
     precision: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto",
     memory: str | None = None,
+    merge: float = 0.0,
     every: int = 1,
     limit: int | None = None,
     format: Literal["lance", "npz", "safetensors"] = "lance",  # noqa: A002 (the option's name)
@@ -72,6 +73,7 @@ def run(
         engine: what runs the model: auto (the fastest that is installed), eager, compile, openvino, onnx, stream.
         precision: auto (bf16 on a GPU that has it), fp32, bf16, int8, int4.
         memory: with --engine stream, what may be used of RAM at the peak: 3GB.
+        merge: share of the patches that are merged with one like them while they are run, up to 0.75; 0 for none.
         every: of the frames of a video, take each so many-th.
         limit: take the first so many inputs only.
         format: lance (one store), npz or safetensors (one file per image).
@@ -84,7 +86,9 @@ def run(
     from densedino.features.extract import extract
     from densedino.features.extractor import load
 
-    start = partial(load, model, weights=weights, device=device, engine=engine, precision=precision, memory=memory)
+    start = partial(
+        load, model, weights=weights, device=device, engine=engine, precision=precision, memory=memory, merge=merge
+    )
     if is_scene(scene, out):
         for_images = {
             "--resize": size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path  # noqa: TC003 (tyro reads it)
 from typing import TYPE_CHECKING, Annotated
@@ -38,7 +39,8 @@ def run(
     densedino fidelity vits16.pth vits16-int8.safetensors photos/ --labelled val/ --pictures both.png
 
     Args:
-        a: the reference: engine:precision (with --weights), or a checkpoint, or checkpoint@engine:precision.
+        a: the reference: engine:precision (with --weights), or a checkpoint, or checkpoint@engine:precision;
+            eager:fp32:merge=0.25 merges a quarter of the patches.
         b: the other one.
         images: files, folders, patterns.
         weights: the checkpoint, or a name, where a or b is only engine:precision.
@@ -82,9 +84,19 @@ def _load(way: str, weights: str | None) -> FeatureExtractor:
         if weights is None:
             raise InputError(f"{way!r} says how, not what: give --weights, a checkpoint or a name.")
         source, how = weights, way
-    engine, _, precision = how.partition(":")
+    engine, precision, merge, *_ = (*how.split(":"), "", "", "")
+    share = merge.removeprefix("merge=")
+    if not re.fullmatch(r"(0?\.\d+)?", share):
+        raise InputError(f"{way!r}: after engine and precision stands merge=0.25, a share of the patches, or nothing.")
     name, checkpoint = split_source(source, None)
-    return load(name, weights=checkpoint, device="cpu", engine=engine or "auto", precision=precision or "auto")
+    return load(
+        name,
+        weights=checkpoint,
+        device="cpu",
+        engine=engine or "auto",
+        precision=precision or "auto",
+        merge=float(share or 0),
+    )
 
 
 def lines(found: Fidelity) -> list[str]:

@@ -111,15 +111,15 @@ class EagerEngine:
             )
         block_indices(layers, self.model.depth)
         with torch.no_grad():  # not inference_mode: a head may be trained on these tokens
-            blocks = self._runner.get_intermediate_layers(
-                pixels.to(self.device, non_blocking=True),
-                n=list(layers),
-                norm=norm,
-                return_class_token=True,
-                return_extra_tokens=True,
-            )
+            blocks = self._blocks(pixels.to(self.device, non_blocking=True), layers, norm=norm)
         height, width = pixels.shape[2] // self.model.stride, pixels.shape[3] // self.model.stride
         return [self._typed(block, height, width) for block in blocks]
+
+    def _blocks(self, pixels: Tensor, layers: Sequence[int], *, norm: bool) -> Sequence[Tensor | tuple[Tensor, ...]]:
+        """Patches [B, N, D], CLS and registers of each block asked."""
+        return self._runner.get_intermediate_layers(
+            pixels, n=list(layers), norm=norm, return_class_token=True, return_extra_tokens=True
+        )
 
     def _typed(self, block: Tensor | tuple[Tensor, ...], height: int, width: int) -> LayerTokens:
         patches, cls, registers = (t.float() for t in block)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import os
 
     from densedino.engines.eager import Precision
+    from densedino.models.convnext import ConvNeXt
 
 __all__ = ["PlacedEngine", "device_map_of"]
 
@@ -70,7 +71,7 @@ class PlacedEngine(EagerEngine):
 
     def __init__(
         self,
-        model: VisionTransformer,
+        model: VisionTransformer | ConvNeXt,
         *,
         devices: str | Mapping[str, int | str],
         precision: Precision,

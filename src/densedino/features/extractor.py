@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections import Counter
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from densedino.engines.choice import build_engine, choose_engine
-from densedino.engines.eager import LayerTokens, choose_device
+from densedino.engines.eager import LayerTokens, choose_device, choose_precision
 from densedino.errors import InputError, UnknownNameError, UntrainedWarning
 from densedino.features.tokens import Features, Norm
 from densedino.images.transforms import Transform
@@ -42,6 +43,9 @@ def load(
     engine: str = "auto",
     precision: str = "auto",
     memory: str | int | None = None,
+    device_map: str | Mapping[str, int | str] | None = None,
+    offload: str | os.PathLike[str] | None = None,
+    merge: float = 0.0,
     resize: Resize = None,
     fit: Fit = "pad",
 ) -> FeatureExtractor:
@@ -57,6 +61,11 @@ def load(
             (torch.compile), "openvino" or "onnx" (pip extra `engines`), "stream" (larger than the memory).
         precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16", or "int8", "int4" (OpenVINO).
         memory: with engine "stream", what the process may have in RAM at its peak: "3GB".
+        device_map: "auto" to spread a ViT's blocks over GPUs, CPU memory and disk, as accelerate finds room; or a
+            device for each: {"blocks.0": 0, "blocks.1": "cpu", …}.
+        offload: with `device_map`, a folder for the blocks on "disk".
+        merge: share of the patches that are merged with one beside them that looks alike, in a ViT, up to 0.75: faster,
+            and less exact; tokens come out on the full grid all the same. 0 is off.
         resize: None for the image's own size, N for a short side of N pixels, (H, W) for exactly that.
         fit: what becomes of sizes that are no multiple of the stride: "pad", "crop", "resize" or "error".
 
@@ -71,7 +80,16 @@ def load(
     """
     alone_on_cpu = engine in ("openvino", "stream") or _is_quantized(weights)
     chosen = choose_device("cpu" if device == "auto" and alone_on_cpu else device)
-    running, card, reason = _start(name, weights, device=chosen, engine=engine, precision=precision, memory=memory)
+    if device_map is not None or merge:
+        if engine not in ("auto", "eager") or memory is not None or (device_map is not None and merge):
+            raise InputError("device_map=… and merge=… are for engine='eager', without memory=…, and one at a time.")
+        if device_map is not None and device != "auto":
+            raise InputError(f"device={str(device)!r}: device_map=… says where blocks go. Leave device out.")
+        running, card, reason = _start_eager(
+            name, weights, device=chosen, precision=precision, device_map=device_map, offload=offload, merge=merge
+        )
+    else:
+        running, card, reason = _start(name, weights, device=chosen, engine=engine, precision=precision, memory=memory)
     if card.untrained and weights is None:
         message = (
             f"{card.name} is UNTRAINED: its weights are random, and so are its features. Pass weights=… for real ones."
@@ -107,6 +125,32 @@ def _start(
     count = sum(parameter.numel() for parameter in model.parameters())
     choice = choose_engine(engine, precision=precision, device=device, parameters=count)
     return build_engine(choice, model, device=device), card, choice.reason
+
+
+def _start_eager(
+    name: str | None,
+    weights: Any,
+    *,
+    device: torch.device,
+    precision: str,
+    device_map: str | Mapping[str, int | str] | None,
+    offload: str | os.PathLike[str] | None,
+    merge: float,
+) -> tuple[Engine, WeightsCard, str]:
+    """PyTorch itself, over several devices or with patches merged."""
+    if _is_quantized(weights):
+        raise InputError(f"{weights} is in integers, for OpenVINO: neither device_map=… nor merge=… is for it.")
+    exact = choose_precision(precision, device)
+    model, card = load_weights(name, weights=weights)
+    if device_map is None:
+        from densedino.engines.merged import MergedEngine
+
+        return MergedEngine(model, device=device, precision=exact, merge=merge), card, "patches are to be merged"
+    from densedino.engines.placed import PlacedEngine
+
+    placed = PlacedEngine(model, devices=device_map, precision=exact, offload=offload)
+    blocks = Counter(str(place) for part, place in placed.places.items() if part.startswith("blocks."))
+    return placed, card, "blocks on " + ", ".join(f"{place}: {count}" for place, count in blocks.items())
 
 
 def _is_quantized(weights: Any) -> bool:
@@ -162,8 +206,10 @@ class FeatureExtractor:
     def numerics(self) -> str:
         """What decides the numbers besides weights and pixels: engines agree in fp32, so there it is that alone.
 
-        In other precisions OpenVINO rounds at other places than PyTorch.
+        In other precisions OpenVINO rounds at other places than PyTorch; merged patches are of their own kind.
         """
+        if merge := getattr(self.engine, "merge", 0.0):
+            return f"{self.precision}, {merge:g} merged"
         apart = self.precision != "fp32" and self.engine.name == "openvino"
         return f"{self.precision} by {self.engine.name}" if apart else self.precision
 

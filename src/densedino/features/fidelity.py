@@ -185,7 +185,7 @@ def _paths(images: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _name(dino: FeatureExtractor) -> str:
-    return f"{dino.card.name}, {dino.engine.name}, {dino.precision}"
+    return f"{dino.card.name}, {dino.engine.name}, {dino.numerics.removesuffix(f' by {dino.engine.name}')}"
 
 
 def _timed(dino: FeatureExtractor, prepared: Any) -> tuple[Features, float]:

@@ -187,7 +187,8 @@ class FeatureStudent(nn.Module):
 
     def parts(self) -> dict[str, nn.Module]:
         """What gradients are clipped by: each by itself."""
-        return {"backbone": self.backbone, "heads": self.heads}
+        parts: dict[str, nn.Module] = {"backbone": self.backbone, "heads": self.heads}
+        return {name: part for name, part in parts.items() if next(part.parameters(), None) is not None}
 
     def tokens(self, pixels: Tensor, *, draws: Any = None) -> Tokens:
         """Summary and maps of normalised pixels [B, C, H, W]; `draws` as `training_features` takes them."""

@@ -47,6 +47,9 @@ def load(
     engine: str = "auto",
     precision: str = "auto",
     memory: str | int | None = None,
+    device_map: str | Mapping[str, int | str] | None = None,
+    offload: str | os.PathLike[str] | None = None,
+    merge: float = 0.0,
     resize: Resize = None,
     fit: Fit = "pad",
 ) -> Any:
@@ -66,6 +69,11 @@ def load(
         precision: of the backbone: "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16", or "int8", "int4"
             (OpenVINO). A head is always computed in fp32.
         memory: with engine "stream", what the process may have in RAM at its peak: "3GB".
+        device_map: of a backbone: "auto" to spread a ViT's blocks over GPUs, CPU memory and disk, as accelerate finds
+            room; or a device for each: {"blocks.0": 0, "blocks.1": "cpu", …}.
+        offload: with `device_map`, a folder for the blocks on "disk".
+        merge: of a backbone: share of a ViT's patches that are merged with one beside them that looks alike, up to
+            0.75: faster, and less exact; tokens come out on the full grid all the same. 0 is off.
         resize: None for the image's own size, or with a head for the size that was published; N for a short side of N
             pixels, (H, W) for exactly that.
         fit: of a backbone: sizes that are no multiple of the stride: "pad", "crop", "resize" or "error".
@@ -96,8 +104,15 @@ def load(
             engine=engine,
             precision=precision,
             memory=memory,
+            device_map=device_map,
+            offload=offload,
+            merge=merge,
             resize=resize,
             fit=fit,
+        )
+    if device_map is not None or merge:
+        raise InputError(
+            f"device_map=… and merge=… are for backbones alone; {spec.name} is a head on one. Leave them out."
         )
     headed = load_headed(
         spec,
