@@ -134,7 +134,7 @@ def infer_spec(tensors: Mapping[str, Tensor]) -> tuple[Spec, int]:
 
 
 def _channels(tensors: Mapping[str, Tensor]) -> int:
-    stem = tensors.get("patch_embed.proj.weight")
+    stem = tensors.get("patch_embed.proj.weight", tensors.get("downsample_layers.0.0.weight"))
     return 3 if stem is None else stem.shape[1]  # without it, what is missing is said by name
 
 
