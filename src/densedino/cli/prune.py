@@ -36,8 +36,7 @@ def run(
 
     Args:
         source: a checkpoint, or weights or an architecture by name.
-        calibrate: images like those that will come: a folder, a pattern, a list. The report is on some of which nothing
-            is learnt, if there are more than are measured on.
+        calibrate: images like those that will come: a folder, a pattern, a list. The report is on some kept apart.
         keep: the share of multiplications that is left.
         out: the .safetensors file; if not given, named after the source, here.
         minutes: of learning; 0 for none.

@@ -69,11 +69,9 @@ def load(
         precision: of the backbone: "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16", or "int8", "int4"
             (OpenVINO). A head is always computed in fp32.
         memory: with engine "stream", what the process may have in RAM at its peak: "3GB".
-        device_map: of a backbone: "auto" to spread a ViT's blocks over GPUs, CPU memory and disk, as accelerate finds
-            room; or a device for each: {"blocks.0": 0, "blocks.1": "cpu", …}.
+        device_map: of a backbone: "auto" to spread a ViT's blocks over GPUs, CPU and disk, or a device for each block.
         offload: with `device_map`, a folder for the blocks on "disk".
-        merge: of a backbone: share of a ViT's patches that are merged with one beside them that looks alike, up to
-            0.75: faster, and less exact; tokens come out on the full grid all the same. 0 is off.
+        merge: of a backbone: share of a ViT's patches, up to 0.75, that are run as one with a like one beside them.
         resize: None for the image's own size, or with a head for the size that was published; N for a short side of N
             pixels, (H, W) for exactly that.
         fit: of a backbone: sizes that are no multiple of the stride: "pad", "crop", "resize" or "error".
@@ -92,37 +90,16 @@ def load(
         UntrainedWarning: the default weights are random, and nobody asked for that (`weights="random"`).
     """
     spec = head_named(name)
+    how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision, "memory": memory}
+    if spec is None and backbone_weights is not None:
+        heads = ", ".join(HEADS)
+        raise InputError(f"backbone_weights= goes with the name of a head, and {name!r} is none. Heads: {heads}.")
     if spec is None:
-        if backbone_weights is not None:
-            raise InputError(
-                f"backbone_weights= goes with the name of a head, and {name!r} is none. Heads: {', '.join(HEADS)}."
-            )
-        return extractor.load(
-            name,
-            weights=weights,
-            device=device,
-            engine=engine,
-            precision=precision,
-            memory=memory,
-            device_map=device_map,
-            offload=offload,
-            merge=merge,
-            resize=resize,
-            fit=fit,
-        )
+        where: dict[str, Any] = {"device_map": device_map, "offload": offload, "merge": merge}
+        return extractor.load(name, weights=weights, resize=resize, fit=fit, **how, **where)
     if device_map is not None or merge:
-        raise InputError(
-            f"device_map=… and merge=… are for backbones alone; {spec.name} is a head on one. Leave them out."
-        )
-    headed = load_headed(
-        spec,
-        weights=weights,
-        backbone_weights=backbone_weights,
-        device=device,
-        engine=engine,
-        precision=precision,
-        memory=memory,
-    )
+        raise InputError(f"device_map=… and merge=… are for backbones alone; {spec.name} is a head on one.")
+    headed = load_headed(spec, weights=weights, backbone_weights=backbone_weights, **how)
     return _task(headed, resize)
 
 
