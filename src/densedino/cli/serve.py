@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -72,9 +72,8 @@ def run(
         decoders: processes that decode images.
         log: json (a line per request), text (what goes wrong), auto: text on a terminal, else json.
     """
-    require("fastapi", extra="serve", purpose="densedino serve")
-    require("uvicorn", extra="serve", purpose="densedino serve")
-    require("python_multipart", extra="serve", purpose="densedino serve")
+    for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        require(module, extra="serve", purpose="densedino serve")
     from densedino.serve.settings import Settings, read_token
 
     settings = Settings(
@@ -90,27 +89,35 @@ def run(
         max_batch=max_batch,
         decoders=decoders,
     )
+    how = {"weights": weights, "device": device, "engine": engine, "precision": precision}
+    _serve(inputs, settings, model, how, log=log, browser=not no_browser)
+    print("densedino serve: stopped; what had been let in was answered.", file=sys.stderr)
+    return 0
+
+
+def _serve(
+    inputs: tuple[str, ...], settings: Settings, model: str | None, how: dict[str, Any], *, log: str, browser: bool
+) -> None:
     from densedino.features.extractor import load
     from densedino.serve.collection import open_collection
     from densedino.serve.running import listen, serve, write_log
 
     collection = open_collection(inputs)
     with listen(settings) as sock:
-        if collection.store is not None and model is None and weights is None:
+        if collection.store is not None and model is None and how["weights"] is None:
             model = collection.store.card.name
-        dino = load(model, weights=weights, device=device, engine=engine, precision=precision)
+        dino = load(model, **how)
         collection.check_model(dino)
         write_log(log if log != "auto" else "text" if sys.stderr.isatty() else "json")
-        address = f"http://{host if ':' not in host else f'[{host}]'}:{sock.getsockname()[1]}/"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"http://{host}:{sock.getsockname()[1]}/"
 
         def started(service: Service, stop: Callable[[], None]) -> None:
             _say_start(service, settings, collection, address)
-            if not no_browser:
+            if browser:
                 _open_browser(address)
 
         serve(dino, sock, settings, collection=collection, started=started)
-    print("densedino serve: stopped; what had been let in was answered.", file=sys.stderr)
-    return 0
 
 
 def _say_start(service: Service, settings: Settings, collection: Collection, address: str) -> None:
