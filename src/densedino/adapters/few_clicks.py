@@ -216,7 +216,7 @@ def fit_head(tokens: Tensor, shares: Tensor, *, head: Head = "linear") -> Callab
     if head not in get_args(Head):
         raise UnknownNameError("head", head, get_args(Head))
     if head == "linear":
-        probe: LinearProbe = fit_linear_probe(tokens.float(), shares.float(), penalty=_PENALTY, iterations=200)[0]
+        probe: LinearProbe = fit_linear_probe(tokens.float(), shares.float(), penalty=_PENALTY, iterations=100)[0]
         return lambda asked: F.log_softmax(asked.float() @ probe.weight + probe.bias, dim=-1)
     bank = F.normalize(tokens.float(), dim=-1)
 

@@ -87,11 +87,13 @@ def examples_of(
     firsts = [_example(text, stored=stored) for text in images]
     if regions and len(firsts) == 1 and firsts[0].region is None:
         firsts = [Example(firsts[0].image, region, stored) for region in regions]
-    elif regions and (len(regions) != len(firsts) or any(one.region for one in firsts)):
-        raise InputError(
-            f"{len(regions)} places for {len(firsts)} images: give one for each, in order, or write each behind "
-            "its image: --query a.png@120,80 b.png@10,20,64,64."
-        )
+    elif regions:
+        if len(regions) != len(firsts) or any(one.region for one in firsts):
+            raise InputError(
+                f"{len(regions)} places for {len(firsts)} images: give one for each, in order, or write each behind its "
+                "image: --query a.png@120,80 b.png@10,20,64,64."
+            )
+        firsts = [Example(one.image, region, stored) for one, region in zip(firsts, regions, strict=True)]
     others = []
     for text in further:
         if re.fullmatch(_REGION, text):
