@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import densedino as dd
 from densedino.errors import InputError
-from densedino.features.fidelity import Cosines, compare, compare_pictures
+from densedino.features.fidelity import Cosines, compare, compare_pictures, set_apart
 
 
 @pytest.fixture
@@ -66,3 +69,35 @@ def test_what_cannot_be_compared_is_refused(tiny, images, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no pictures"):
         compare(tiny, tiny, [tmp_path / "empty"])
+
+
+def test_images_set_apart_are_spread_and_not_seen() -> None:
+    paths = [Path(f"{i:03}.png") for i in range(100)]
+    seen, judged = set_apart(paths, most=60)
+    assert (len(seen), len(judged)) == (60, 32)
+    assert not set(seen) & set(judged)
+    assert max(seen) > paths[95] and min(judged) < paths[5]
+    assert set_apart(paths[:8], most=60) == (paths[:8], paths[:8])
+
+
+def test_segmentation_is_told_for_both(tiny, tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for number in range(8):  # 50×70: padded to 64×80; left half dark, right half light, a void line between
+        labels = np.zeros((50, 70), dtype=np.uint8)
+        labels[:, 35:] = 1
+        pixels = rng.integers(0, 60, (50, 70, 3), dtype=np.uint8) + 180 * labels[..., None]
+        labels[:, 34:36] = 9
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / f"{number}.png")
+        Image.fromarray(labels).save(tmp_path / "masks" / f"{number}.png")
+    found = compare(tiny, tiny, [tmp_path / "images"], masks=tmp_path, void=9).segmentation
+    assert (found.images, found.classes) == (2, 2)
+    assert found.miou_a == found.miou_b > 0.8
+    blind = dd.load("debug_vit", weights="random", device="cpu")
+    with torch.no_grad():
+        blind.model.patch_embed.proj.weight.zero_()
+    seen = compare(tiny, blind, [tmp_path / "images"], masks=tmp_path, void=9).segmentation
+    assert seen.miou_b < seen.miou_a
+    with pytest.raises(InputError, match="none of the layouts"):
+        compare(tiny, tiny, [tmp_path / "images"], masks=tmp_path / "images")
