@@ -76,7 +76,7 @@ COMPOSITES: dict[str, tuple[str, ...]] = {
 }
 
 _HINTS = (
-    ("sentinel-2", r"(?:^|[_\W])(?:s2[abc]?|sentinel-?2)(?=[_\W]|$)|(?:^|_)t\d\d[a-z]{3}_\d{8}t"),
+    ("sentinel-2", r"(?:^|[_\W])(?:s2[abc]?|sentinel-?2[abc]?)(?=[_\W]|$)|(?:^|_)t\d\d[a-z]{3}_\d{8}t"),
     ("landsat-9", r"(?:^|[_\W])(?:l[cot]09|l9|landsat-?9)(?=[_\W]|$)"),
     ("landsat-8", r"(?:^|[_\W])(?:l[cot]08|l8|landsat-?8)(?=[_\W]|$)"),
     ("landsat-7", r"(?:^|[_\W])(?:le0?7|l7|lsat-?7|landsat-?7)(?=[_\W]|$)"),

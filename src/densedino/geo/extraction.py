@@ -19,7 +19,7 @@ from densedino.geo.bands import choose_bands
 from densedino.geo.exports import SUFFIXES, check_channels, export_scene, is_exported
 from densedino.geo.mosaic import Mosaic, Reader, tiles_in_context
 from densedino.geo.radiometry import find_product, make_scaling
-from densedino.geo.raster import Scene
+from densedino.geo.raster import Scene, scaled
 from densedino.geo.seams import SeamCounter, measure_seam_error
 from densedino.images.tiling import TilePlan
 
@@ -110,7 +110,7 @@ class SceneJob:
     def _describe(self) -> dict[str, Any]:
         """Metadata of the store: what one of images says, and `scene`."""
         stride, affine = self.plan.stride, self.scene.affine
-        grid_affine = affine @ type(affine).scale(stride, stride)
+        grid_affine = scaled(affine, stride, stride)
         base = store_metadata(self.dino)
         base["transform"] = {**base["transform"], "resize": None, "fit": "pad", "max_tokens": None}
         numbers = {

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["RasterBand", "Scene", "gdal", "metres_per_pixel", "rasterio"]
+__all__ = ["RasterBand", "Scene", "gdal", "metres_per_pixel", "rasterio", "scaled"]
 
 _CACHE_MB = 192  # of GDAL's decoded blocks: the rows of blocks that a row of tiles spans, of a scene 32,768 wide
 _PIECE = 64  # pixels on a side, of what is given up at once where a file is damaged
@@ -175,7 +175,7 @@ class Scene:
         self.size: tuple[int, int] = (height, width)
         """(H, W) in pixels."""
         self._steps = (reference.height / height, reference.width / width)
-        self.affine = reference.transform @ type(reference.transform).scale(self._steps[1], self._steps[0])
+        self.affine = scaled(reference.transform, self._steps[1], self._steps[0])
         """From (column, row) in pixels from the top left corner to ground coordinates."""
         self.gsd = None if self.native_gsd is None else self.native_gsd / factor
 
@@ -224,13 +224,16 @@ class Scene:
             "out_shape": size,
         }
         planes, valid = [], np.ones(size, np.bool_)
+        # Alpha may lie between 0 and 255, and is real above 0; of a nodata mask, what is averaged must be real in whole.
+        same = (height * down, width * right) == size
+        least = [1 if same else 128 if file.colorinterp[-1].name == "alpha" else 255 for file in self._files]
         for place in bands:
             k, number = self._places[place]
             file, palette = self._files[k], self._palettes[k]
             resampling = module.enums.Resampling.nearest if palette is not None else kind
             plane = file.read(number, resampling=resampling, **options)
             if self._nodata is None:
-                valid &= file.read_masks(number, resampling=kind, **options) == 255
+                valid &= file.read_masks(number, resampling=kind, **options) >= least[k]
             else:
                 valid &= plane != self._nodata
             if plane.dtype.kind == "f":
@@ -269,7 +272,7 @@ def _warped(file: Any, crs: str, *, name: str) -> Any:
         return module.vrt.WarpedVRT(
             file, crs=crs, resampling=module.enums.Resampling.bilinear, add_alpha=file.nodata is None
         )
-    except module.errors.RasterioError as error:
+    except (module.errors.RasterioError, module.errors.CRSError) as error:
         raise InputError(f"crs {crs!r} cannot be used: {error}. Valid: EPSG:32632, or WKT.") from None
 
 
@@ -311,6 +314,12 @@ def _palette(file: Any) -> NDArray[np.uint8] | None:
     return table
 
 
+def scaled(affine: Any, right: float, down: float) -> Any:
+    """The affine of cells that are `right` pixels wide and `down` pixels high."""
+    a, b, c, d, e, f = tuple(affine)[:6]
+    return rasterio().Affine(a * right, b * down, c, d * right, e * down, f)
+
+
 def metres_per_pixel(crs: Any, affine: Any, size: tuple[int, int]) -> float | None:
     """Side of a pixel in the middle of a raster, in metres on the ground; None without a CRS.
 
@@ -320,13 +329,14 @@ def metres_per_pixel(crs: Any, affine: Any, size: tuple[int, int]) -> float | No
         return None
     module = rasterio()
     row, col = size[0] / 2, size[1] / 2
-    corners = [affine * place for place in ((col, row), (col + 1, row), (col, row + 1))]
-    xs, ys = [x for x, _ in corners], [y for _, y in corners]
+    corners = ((col, row), (col + 1, row), (col, row + 1))
+    a, b, c, d, e, f = tuple(affine)[:6]
+    xs, ys = [a * i + b * j + c for i, j in corners], [d * i + e * j + f for i, j in corners]
     try:
-        (lon, *_), (lat, *_) = module.warp.transform(crs, "EPSG:4326", xs, ys)
+        (lon, *_), (lat, *_) = module.warp.transform(crs, "OGC:CRS84", xs, ys)
         local = module.crs.CRS.from_proj4(f"+proj=aeqd +lat_0={lat} +lon_0={lon} +datum=WGS84 +units=m")
         xs, ys = module.warp.transform(crs, local, xs, ys)
-    except module.errors.RasterioError:
+    except (module.errors.RasterioError, module.errors.CRSError):
         return None  # a local CRS that is tied to no place on Earth
     area = abs((xs[1] - xs[0]) * (ys[2] - ys[0]) - (xs[2] - xs[0]) * (ys[1] - ys[0]))
     return math.sqrt(area) if area > 0 and math.isfinite(area) else None
