@@ -12,6 +12,7 @@ import tyro
 from densedino.cli.options import parse_resize
 from densedino.cli.progress import progress
 from densedino.cli.scene import SceneFlags, is_scene, run_scene
+from densedino.cli.spread import SpreadFlags
 from densedino.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def run(
     limit: int | None = None,
     format: Literal["lance", "npz", "safetensors"] = "lance",  # noqa: A002 (the option's name)
     retry: bool = False,
+    spread: Annotated[SpreadFlags, tyro.conf.arg(name="")] = SpreadFlags(),  # noqa: B008 (frozen)
     scene: Annotated[SceneFlags, tyro.conf.arg(name="")] = SceneFlags(),  # noqa: B008 (frozen)
 ) -> int:
     """Compute dense features of images, and keep them on disk.
@@ -78,6 +80,7 @@ def run(
         limit: take the first so many inputs only.
         format: lance (one store), npz or safetensors (one file per image).
         retry: try the files in quarantine again.
+        spread: of several processes or machines.
         scene: of one large raster.
     """
     if not inputs:
@@ -85,7 +88,9 @@ def run(
     size, batch, most = parse_resize(resize), _batch_size(batch_size), _most_tokens(max_tokens)
     from densedino.features.extract import extract
     from densedino.features.extractor import load
+    from densedino.features.work import RayExtraction
 
+    ray = spread.ray()
     start = partial(
         load, model, weights=weights, device=device, engine=engine, precision=precision, memory=memory, merge=merge
     )
@@ -123,6 +128,7 @@ def run(
             every=every,
             limit=limit,
             retry=retry,
+            runner=None if ray is None else RayExtraction(ray, start),
             announce=announce,
             advance=advance,
         )

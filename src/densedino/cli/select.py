@@ -58,9 +58,7 @@ def run(
         copies = {row for group in groups for row in group[1:]}
         for group in groups:
             print("\n".join(["group:", *(f"  {keys[row]}" for row in group)]))
-        print(
-            f"{len(groups):,} groups; {len(copies):,} of {len(keys):,} images are copies of others (cosine ≥ {threshold})"
-        )
+        print(f"{len(groups):,} groups; {len(copies):,} of {len(keys):,} images repeat the first of their group")
         chosen = [row for row in range(len(keys)) if row not in copies]
     if out is not None:
         _write(opened, chosen, out)

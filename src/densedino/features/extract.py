@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from densedino import __version__
 from densedino.errors import InputError, StoreError, UnknownNameError
 from densedino.features.layout import FORMAT
-from densedino.features.pipeline import Pipeline
 from densedino.features.planning import Plan, Settings, make_plan
 from densedino.features.quarantine import Entry, Quarantine
 from densedino.features.single_files import FileSink
 from densedino.features.sinks import LanceSink
+from densedino.features.spread import the_share
+from densedino.features.work import Work, run_here
 from densedino.images.datasets import list_inputs
 from densedino.models.vit import block_indices
 
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from densedino.features.extractor import FeatureExtractor
+    from densedino.features.planning import Job
     from densedino.features.sinks import Sink
+    from densedino.features.spread import Share
+    from densedino.features.work import Runner
 
 __all__ = ["Files", "Report", "extract", "store_metadata"]
 
@@ -80,6 +84,7 @@ def extract(
     every: int = 1,
     limit: int | None = None,
     retry: bool = False,
+    runner: Runner | None = None,
     announce: Callable[[Plan], None] = lambda plan: None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Report:
@@ -99,6 +104,8 @@ def extract(
         every: of the frames of a video, take each `every`-th.
         limit: only the first so many inputs.
         retry: try those in quarantine again.
+        runner: does the work elsewhere, as `RayExtraction` does; here if not given. Under torchrun each rank does its
+            share by itself.
         announce: called once, before the work begins.
         advance: called, from several threads, with the number of pictures that were done.
 
@@ -106,39 +113,63 @@ def extract(
         InputError: nothing to be found in `inputs`, a value that makes no sense, or too little memory for a batch.
         StoreError: `output` is something else, has features of other numbers, or cannot be written.
     """
-    blocks = _check(dino, files, layers=layers, numbers={"batch_size": batch_size, "every": every, "limit": limit})
+    numbers = {"batch_size": batch_size, "every": every, "limit": limit}
+    blocks = _check(dino, files, alone=runner is None, layers=layers, numbers=numbers)
     listing = list_inputs(inputs)
-    items = listing.items[:limit]
-    sink = _open(Path(output), files, store_metadata(dino, layers=blocks, every=every))
-    quarantine = Quarantine(sink.path / "quarantine.jsonl")
-    if retry:
-        quarantine.forget([item.key for item in items])
-    streaming = dino.engine.name == "stream"
+    items, streaming = listing.items[:limit], dino.engine.name == "stream"
+    metadata = store_metadata(dino, layers=blocks, every=every)
     settings = Settings.choose(dino.device, inputs=len(items), batch_size=batch_size, streaming=streaming)
-    plan = make_plan(dino, listing, limit=limit, sink=sink, quarantine=quarantine, settings=settings, layers=blocks)
-    announce(plan)
-    start = time.perf_counter()
-    sink.remove(plan.stale)
-    quarantine.forget([job.item.key for job in plan.jobs])
-    pipeline = Pipeline(dino, sink, quarantine, settings, layers=blocks, every=every, advance=advance)
-    pipeline.run(plan.jobs, largest_tokens=plan.survey.largest_tokens)
+
+    with the_share() as share:
+        if share.rank:
+            share.wait()
+        sink = _open(Path(output), files, metadata)
+        quarantine = Quarantine(sink.path / "quarantine.jsonl")
+        if retry and not share.rank:
+            quarantine.forget([item.key for item in items])
+        plan = make_plan(dino, listing, limit=limit, sink=sink, quarantine=quarantine, settings=settings, layers=blocks)
+        if not share.rank:
+            announce(plan)
+            _take_out(plan, sink, quarantine)
+        for _ in range(1 if share.rank else 2):  # one process has made the store; all have planned; now all may begin
+            share.wait()
+        start = time.perf_counter()
+        jobs = _own(plan.jobs, share, inputs=len(items), chunk=settings.segment_images)
+        work = Work(dino, sink, quarantine, settings, tuple(blocks), every, metadata, advance)
+        outcome = (runner or run_here)(work, jobs, largest_tokens=plan.survey.largest_tokens)
+        share.wait()
+    total = len(sink) if share.world == 1 and runner is None else len(_open(Path(output), files, metadata))
     return Report(
         output=sink.path,
         plan=plan,
-        rows=pipeline.rows,
-        total=len(sink),
-        shrunk=pipeline.shrunk,
-        quarantined=tuple(pipeline.failed),
+        rows=outcome.rows,
+        total=total,
+        shrunk=outcome.shrunk,
+        quarantined=tuple(outcome.failed),
         seconds=time.perf_counter() - start,
     )
 
 
+def _take_out(plan: Plan, sink: Sink, quarantine: Quarantine) -> None:
+    """What is to be computed again."""
+    sink.remove(plan.stale)
+    quarantine.forget([job.item.key for job in plan.jobs])
+
+
+def _own(jobs: Sequence[Job], share: Share, *, inputs: int, chunk: int) -> list[Job]:
+    """Those of whole chunks, which are computed together, that are this process's. It depends on the listing alone."""
+    own = share.of(-(-inputs // chunk))
+    return [job for job in jobs if job.position // chunk in own]
+
+
 def _check(
-    dino: FeatureExtractor, files: str, *, layers: Sequence[int], numbers: Mapping[str, int | None]
+    dino: FeatureExtractor, files: str, *, alone: bool, layers: Sequence[int], numbers: Mapping[str, int | None]
 ) -> list[int]:
     """Refuse what makes no sense before anything is written; return the blocks asked for, each once."""
     if files not in get_args(Files):
         raise UnknownNameError("format", files, get_args(Files))
+    if files != "lance" and not alone:
+        raise InputError(f"several workers write one store; {files} files are written by one process. Leave one out.")
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1.")

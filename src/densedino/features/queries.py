@@ -90,8 +90,8 @@ def examples_of(
     elif regions:
         if len(regions) != len(firsts) or any(one.region for one in firsts):
             raise InputError(
-                f"{len(regions)} places for {len(firsts)} images: give one for each, in order, or write each behind its "
-                "image: --query a.png@120,80 b.png@10,20,64,64."
+                f"{len(regions)} places for {len(firsts)} images: give one for each, in order, or write each behind "
+                "its image: --query a.png@120,80 b.png@10,20,64,64."
             )
         firsts = [Example(one.image, region, stored) for one, region in zip(firsts, regions, strict=True)]
     others = []
