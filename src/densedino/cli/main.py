@@ -66,7 +66,8 @@ def _command(module: ModuleType, verb: str, rest: list[str]) -> tuple[Callable[.
     """The function to run, the program name for its help, and its arguments."""
     commands: dict[str, Callable[..., object]] | None = getattr(module, "COMMANDS", None)
     if commands is None:
-        return module.run, f"densedino {verb}", rest
+        choose = getattr(module, "choose", None)  # of a verb that does several things under one name
+        return module.run if choose is None else choose(rest), f"densedino {verb}", rest
     if rest and rest[0] in commands and rest[0]:
         return commands[rest[0]], f"densedino {verb} {rest[0]}", rest[1:]
     return commands[""], f"densedino {verb}", rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
@@ -16,7 +17,7 @@ from densedino.cli.scene_store import scene_store
 from densedino.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -26,9 +27,23 @@ if TYPE_CHECKING:
     from densedino.features.extractor import FeatureExtractor
     from densedino.features.tokens import Features
 
-__all__ = ["run"]
+__all__ = ["choose", "run"]
 
 _SIDE = 1024  # by default a photograph is resized to the area of a square of this side: fine enough for a mask
+
+
+def choose(args: Sequence[str]) -> Callable[..., object]:
+    """What `densedino segment` runs: with --model HEAD a released head, which needs no labels; else `run`."""
+    from densedino.heads.catalog import HEADS
+
+    heads = {name for spec in HEADS.values() for name in (spec.name, spec.hub) if name}
+    given = {value.removeprefix("--model=") for value in args if value.startswith("--model=")}
+    given |= {after for flag, after in itertools.pairwise(args) if flag == "--model"}
+    if not given & heads:
+        return run
+    from densedino.cli.segment_by_head import run as by_head
+
+    return by_head
 
 
 def run(
@@ -73,7 +88,8 @@ def run(
             made, in tiles of 512 pixels; for other options run densedino extract SCENE.tif --tile 512 … before.
         resize: what the model sees of a photograph: 512 (short side), 512x768 (height x width) or native; about
             1024x1024 pixels of its own shape if not given.
-        model: an architecture or weights by name, see `densedino models` and `densedino weights`.
+        model: an architecture or weights by name, see `densedino models` and `densedino weights`; or a released head,
+            which needs no labels: densedino segment --model vit7b16-ade20k-m2f --help.
         weights: a checkpoint: a file, an https:// URL, a hub id.
         device: auto, cpu, cuda, mps.
         precision: auto, fp32, bf16.

@@ -9,8 +9,7 @@ import torch
 
 from densedino.errors import InputError
 from densedino.heads.configs import DetectorConfig
-from densedino.images.decoding import read_image
-from densedino.tasks.headed import Headed, images_of
+from densedino.tasks.headed import Headed, decoded, images_of
 from densedino.tasks.names import names_of
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class ObjectDetector:
         return [self._one(image, threshold) for image in images_of(images)]
 
     def _one(self, image: Any, threshold: float) -> Found:
-        source = read_image(image)
+        source = decoded(image)
         height, width = source.array.shape[:2]
         pixels, _ = self.headed.pixels_of(source, resize=self._size(height, width))
         (found,) = self.headed.run([pixels])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from densedino.images.transforms import Resize
     from densedino.weights.card import WeightsCard
 
-__all__ = ["Headed", "images_of"]
+__all__ = ["Headed", "decoded", "images_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Headed:
         Raises:
             ImageError: a picture that cannot be read or used.
         """
-        source = image if isinstance(image, Pixels) else read_image(image)
+        source = decoded(image)
         transform = Transform(
             mean=self.spec.mean, std=self.spec.std, stride=1, resize=resize, interpolation=interpolation
         )
@@ -79,6 +79,11 @@ class Headed:
     def __str__(self) -> str:
         untrained = ", UNTRAINED" if self.untrained else ""
         return f"{self.spec.name}{untrained} on {self.card.name}, {self.engine.name}, {self.engine.precision}"
+
+
+def decoded(image: Any) -> Pixels:
+    """A picture of any kind, read; `Pixels` are that already."""
+    return image if isinstance(image, Pixels) else read_image(image)
 
 
 def images_of(images: Any) -> Sequence[Any]:
