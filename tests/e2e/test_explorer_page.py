@@ -157,7 +157,7 @@ SETTLED = (
 
 def test_a_walk_through_the_page(browser, address, tmp_path):
     browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
-    browser.call("Page.navigate", url=f"{address}#m=similar&d=3")
+    browser.call("Page.navigate", url=f"{address}#m=similar&d=1")
     browser.wait_for("window.densedino?.state.images.length === 3")
     browser.wait_for(SETTLED)
 
@@ -171,10 +171,6 @@ def test_a_walk_through_the_page(browser, address, tmp_path):
         browser.mouse("move", ".stage", 0.3 + 0.01 * step, 0.4, number=1)
     browser.wait_for("densedino.state.images.every(i => i.tile.root.dataset.drawn === 'glow')")
     assert np.abs(browser.pixels() - before).mean() > 5, "the page did not change"
-    sizes = browser.evaluate("densedino.state.images.map(i => i.field.count)")
-    assert sum(sizes) > 3 * 3900, sizes
-    frames = sorted(browser.evaluate("densedino.timing().slice(-30)"))
-    assert frames[len(frames) // 2] <= 16, frames
     assert browser.evaluate("densedino.kernel()") == "WebAssembly SIMD"
 
     # Upload: an image of one megapixel, first coarse, then fine.
@@ -249,3 +245,26 @@ def test_plain_loops_and_webassembly_agree(browser, address):
     })()"""
     fast, plain = browser.evaluate(script)
     assert fast == plain and len(set(fast)) > 100
+
+
+LARGE = """(async () => {
+  const { Field } = await import('/app/dot.js');
+  for (const [k, image] of densedino.state.images.entries()) {
+    const tokens = Int8Array.from({length: 4096 * 384}, (_, i) => ((i + k) * 7919 % 255) - 127);
+    const field = new Field(tokens, new Float32Array(4096).fill(0.0006), 4096, 384);
+    Object.assign(image, {field, grid: [64, 64], valid: new Uint8Array(4096).fill(1), span: [1, 1]});
+    image.tile.fit();
+  }
+})()"""
+
+
+def test_a_frame_of_three_images_of_64_by_64_patches_takes_no_longer_than_a_screen_shows_it(browser, address):
+    browser.call("Page.navigate", url=f"{address}#m=similar&d=0")
+    browser.wait_for("window.densedino?.state.images.length === 3")
+    browser.wait_for(SETTLED)
+    browser.evaluate(LARGE)  # of 384 numbers each, as ViT-S has them
+    for step in range(80):
+        browser.mouse("move", ".stage", 0.1 + 0.01 * step, 0.4, number=1)
+    frames = sorted(browser.evaluate("densedino.timing().slice(-40)"))
+    print("milliseconds per frame:", frames[0], frames[len(frames) // 2], frames[-1])
+    assert frames[len(frames) // 2] <= 16, frames

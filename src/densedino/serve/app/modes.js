@@ -62,8 +62,7 @@ function scoresOf(image, pins) {
     }
     return out;
   };
-  const inside = best(1), outside = best(-1);
-  return inside && outside ? inside.map((v, i) => v - outside[i]) : inside;
+  return { inside: best(1), outside: best(-1) };
 }
 
 function drawSegment(state, images, at) {
@@ -72,14 +71,15 @@ function drawSegment(state, images, at) {
   const key = [state.tolerance, state.snap, pins.map((p) => `${p.image.id}.${p.patch}.${p.sign}`), images.map((i) => i.version)].join();
   if (key === state.cutKey) return null;
   state.cutKey = key;
-  const scores = images.map((image) => scoresOf(image, pins)), minus = pins.some((pin) => pin.sign < 0);
+  const scores = images.map((image) => scoresOf(image, pins)), pinned = (image) => pins.some((pin) => pin.image === image && pin.sign > 0);
   // One limit for all images, from those that have points: an image without the thing then stays empty.
-  const own = images.map((image, i) => [image, scores[i]]).filter(([image]) => pins.some((pin) => pin.image === image && pin.sign > 0));
-  const base = minus ? 0 : Math.max(...own.map(([image, s]) => otsu(s, image.valid)));
-  const limit = base - state.tolerance * 0.004;
+  const limit = Math.max(...images.map((image, i) => (pinned(image) ? otsu(scores[i].inside, image.valid) : -1)));
   images.forEach((image, i) => {
+    const { inside, outside } = scores[i];
+    const alike = inside.map((v) => v - limit), unlike = outside && inside.map((v, j) => v - outside[j]);
+    const score = !unlike ? alike : pinned(image) ? unlike : unlike.map((v, j) => Math.min(v, alike[j]));
     image.tile.clear();
-    image.tile.cut(scores[i], limit, state.snap);
+    image.tile.cut(score, -0.004 * state.tolerance, state.snap);
     image.tile.draw("mask");
   });
   return null;
