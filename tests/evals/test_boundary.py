@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter
 
 from densedino.errors import InputError
@@ -22,6 +22,9 @@ from densedino.evals.boundary import (
     davis_outline,
 )
 from densedino.evals.metrics import count_classes, iou_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def disk(radius: int) -> NDArray[np.bool_]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from densedino.errors import InputError
 from densedino.evals.datasets import few, limited, manifest
 from densedino.evals.labelled import find_labelled
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_few_are_drawn_of_every_class_by_the_seed(class_folder: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from densedino.errors import InputError
 from densedino.evals.labelled import find_labelled
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_folders_of_classes(class_folder: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,6 +11,10 @@ from PIL import Image
 from densedino.errors import ImageError, InputError
 from densedino.evals.datasets import read_labels
 from densedino.evals.maps import find_depths, find_masks, read_depth
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 
 def put(root: Path, path: str, values: np.ndarray) -> None:

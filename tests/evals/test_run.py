@@ -9,8 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +20,9 @@ from densedino.evals.pixel_probe import Fitting
 from densedino.evals.plan import Plan, read_plan
 from densedino.evals.run import evaluate
 from densedino.evals.segmentation import Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore::densedino.errors.UntrainedWarning")
 
@@ -119,9 +121,10 @@ def test_reproduce_says_which_numbers_match(
 
 def test_a_plan_is_a_python_file(class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "plan.py"
+    folders = f"data=Path({str(class_folder)!r}), output=Path({str(tmp_path / 'out')!r})"
     path.write_text(
         "from pathlib import Path\nfrom densedino.evals.plan import Plan\n"
-        f"plan = Plan(protocol='knn', data=Path({str(class_folder)!r}), models=('raw',), output=Path({str(tmp_path / 'out')!r}))\n"
+        f"plan = Plan(protocol='knn', models=('raw',), {folders})\n"
     )
     assert read_plan(path).models == ("raw",)
     assert main(["eval", str(path)]) == 0

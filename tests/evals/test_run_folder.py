@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import densedino
 from densedino.evals.protocol import Scores
 from densedino.evals.run_folder import RunFolder, environment
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_scores_come_back_as_they_were(tmp_path: Path) -> None:

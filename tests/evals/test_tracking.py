@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,9 @@ from densedino.errors import InputError
 from densedino.evals.plan import Plan
 from densedino.evals.run import evaluate
 from densedino.evals.tracking import find_davis, propagate
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def plain(maps: list, first: torch.Tensor, *, context: int, radius: float, neighbours: int, temperature: float) -> list:

@@ -45,14 +45,14 @@ def run(
 ) -> int:
     """Measure how good features are for a task, against baselines, with error bars; anyone can run it again.
 
-    A probe on your masks: densedino eval segmentation --data camvid/ --models vitt16,vits16:weights.pth --baselines -o RUN
+    A probe on masks: densedino eval segmentation --data camvid/ --models vitt16,vits16:weights.pth --baselines -o RUN
 
     Classes by neighbours: densedino eval knn --data imagenette/ --models vitt16 --limit 300 -o RUN
 
     A plan in Python: densedino eval PLAN.py. The same again, compared: densedino eval --reproduce RUN
 
-    Protocols: knn, linear, logistic, segmentation, depth, retrieval, copies, discovery, keypoints, homography, tracking.
-    Run the same command again to go on after an interruption.
+    Protocols: knn, linear, logistic, segmentation, depth, retrieval, copies, discovery, keypoints, homography and
+    tracking. Run the same command again to go on after an interruption.
 
     Args:
         what: a protocol, or a Python file with a plan.

@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-
 from densedino.engines.eager import LayerTokens, choose_device
 from densedino.errors import InputError
 from densedino.evals.foreign import FOREIGN, load_foreign

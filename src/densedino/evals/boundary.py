@@ -54,7 +54,7 @@ def count_boundaries(
     real = np.ones(true.shape, np.bool_) if ignore is None else true != ignore
     ours = _boundary_labels(predicted, real, none=none, dtype=dtype)
     theirs = _boundary_labels(true, real, none=none, dtype=dtype)
-    counts = {}
+    counts: Counts = {}
     for name, one, other in (("predicted", ours, theirs), ("true", theirs, ours)):
         labels, near = _matched(one, other, radius=radius, none=none)
         counts[f"boundary_{name}"] = np.bincount(labels, minlength=num_classes)

@@ -74,8 +74,8 @@ class Dataset:
     """For labels that are stored as other numbers: what each becomes."""
     depth_scale: float = 1.0
     """Metres per unit of a depth file."""
-    relevant: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
-    """Of each query: keys that are to be found, and keys that do not count."""
+    relevant: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+    """Of each query: keys that are easy to find, keys that are hard to find, and keys that do not count."""
     pairs: tuple[Pair, ...] = ()
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,6 @@ from densedino.features.extractor import FeatureExtractor
 from densedino.images.transforms import Transform
 from densedino.weights.card import WeightsCard
 from densedino.weights.catalog import IMAGENET_STATS
-
-if TYPE_CHECKING:
-    from densedino.weights.files import Checkpoint
 
 __all__ = ["FOREIGN", "Foreign", "ForeignEngine", "load_foreign"]
 
@@ -226,7 +223,7 @@ def _hugging_face(name: str) -> tuple[nn.Module, Maps, ForeignSpec, WeightsCard]
         processor = transformers.AutoImageProcessor.from_pretrained(name)
     except Exception as error:  # the hub's errors have no common root
         raise InputError(f"hf:{name} cannot be had: {error}. Is it on this machine, or the hub reachable?") from error
-    patch = getattr(net.config, "patch_size", None)
+    patch: int = getattr(net.config, "patch_size", 1)
 
     def maps(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
         hidden = net(pixels).last_hidden_state

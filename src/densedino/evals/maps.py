@@ -22,11 +22,30 @@ __all__ = ["find_depths", "find_masks", "read_depth"]
 VOID = 255
 """The label that means void, unless a layout has another."""
 
-_CAMVID = "sky building pole road pavement tree sign fence car pedestrian cyclist".split()
-_VOC = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-).split()
+_CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "cyclist"]
+_VOC = [
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+]
 _CITYSCAPES = {
     7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light",
     20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car", 27: "truck",
@@ -228,7 +247,7 @@ def find_depths(root: Path) -> Dataset:
             if images_in is None or depths_in is None:
                 raise InputError(
                     f"{str(root)!r} is no layout of images and depths that is known. Lay it out as "
-                    "images/train/a.jpg, depths/train/a.npy (metres) or a.png (millimetres), images/val/…, depths/val/…."
+                    "images/train/a.jpg, depths/train/a.npy (metres) or a.png (millimetres), and likewise val."
                 )
             pairs = []
             for image in find_images(images_in):

@@ -7,7 +7,7 @@ processes and a resumption change nothing, and a bootstrap over images is a weig
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,10 +16,11 @@ from densedino.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
-    Counts = dict[str, NDArray[np.generic]]
-    Sums = Mapping[str, NDArray[np.generic]]
+    Counts = dict[str, Any]
+    """Arrays and NumPy's numbers, by name."""
+    Sums = Mapping[str, Any]
 
 __all__ = [
     "boxes_iou",
@@ -50,7 +51,7 @@ def count_classes(
         if not real.all():
             p, t = p[real], t[real]
     for name, values in (("predictions", p), ("labels", t)):
-        if len(values) and not (0 <= int(values.min()) and int(values.max()) < num_classes):
+        if len(values) and not (int(values.min()) >= 0 and int(values.max()) < num_classes):
             void = "" if ignore is None else f", and {ignore} for void"
             raise InputError(
                 f"{name} span {int(values.min())} to {int(values.max())}; valid are 0 to {num_classes - 1}{void}."
@@ -101,7 +102,7 @@ def count_depth(predicted: NDArray[np.floating], true: NDArray[np.floating], *, 
         "silog": 100 * np.sqrt(max(np.mean(logs**2) - np.mean(logs) ** 2, 0.0)),
         **{f"delta{n}": np.mean(ratio < 1.25**n) for n in (1, 2, 3)},
     }
-    return {**{name: np.float64(value) for name, value in means.items()}, "images": np.int64(1)}  # type: ignore[dict-item]
+    return {**{name: np.float64(value) for name, value in means.items()}, "images": np.int64(1)}
 
 
 def depth_of(sums: Sums) -> dict[str, float]:
@@ -119,9 +120,9 @@ def count_points(errors: NDArray[np.floating], *, scale: float, thresholds: tupl
     correct = (errors[:, None] <= limits).sum(0)
     return {
         "correct": correct,
-        "points": np.int64(len(errors)),  # type: ignore[dict-item]
+        "points": np.int64(len(errors)),
         "shares": _ratio(correct, np.int64(len(errors))),
-        "images": np.int64(1),  # type: ignore[dict-item]
+        "images": np.int64(1),
     }
 
 
@@ -142,7 +143,7 @@ def boxes_iou(one: NDArray[np.floating], others: NDArray[np.floating]) -> NDArra
     return _ratio(both, areas - both)
 
 
-def _ratio(part: NDArray[np.generic], whole: NDArray[np.generic]) -> NDArray[np.float64]:
+def _ratio(part: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole != 0)
 

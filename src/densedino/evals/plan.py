@@ -35,7 +35,7 @@ class Plan:
     """At most that many images of each split."""
     share: float = 1.0
     """Of the training images, that are learned from: 0.01, 0.05, 0.1 for low-shot."""
-    resize: int | tuple[int, int] | None | str = _USUAL
+    resize: int | tuple[int, int] | str | None = _USUAL
     """See `View`; "usual" for the protocol's own."""
     view: View = field(default_factory=View)
     settings: Any = None

@@ -64,7 +64,7 @@ class Scores:
 
     keys: tuple[str, ...]
     """Of what is judged one by one: images, queries, pairs, sequences."""
-    counts: Mapping[str, NDArray[np.generic]]
+    counts: Mapping[str, NDArray[Any]]
     """Sums of each of them, [n, …]; see `evals.metrics`."""
 
 

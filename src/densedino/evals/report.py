@@ -25,8 +25,8 @@ h1{font-size:24px;margin:0 0 2px}h2{font-size:17px;margin:34px 0 8px}p{margin:4p
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13.5px}
 th,td{padding:5px 16px 5px 0;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}th{font-weight:600;color:var(--faint)}
-pre{overflow-x:auto;font:12.5px/1.5 ui-monospace,Menlo,Consolas,monospace;border:1px solid var(--line);border-radius:8px;
-padding:12px}svg{width:100%;height:auto}
+pre{overflow-x:auto;font:12.5px/1.5 ui-monospace,Menlo,Consolas,monospace;border:1px solid var(--line);
+border-radius:8px;padding:12px}svg{width:100%;height:auto}
 """
 _SVG_CSS = ".t{font:13px system-ui,sans-serif;fill:currentColor}.f{opacity:.6}.g{stroke:currentColor;opacity:.15}"
 
@@ -100,10 +100,10 @@ def render(results: Mapping[str, Any], plot: str, *, files: Mapping[str, Any]) -
         f"<main><h1>{escape(results['protocol'])}</h1><p class=faint>{escape(facts)}</p>"
         f"<p class=faint>{escape(results['rule'])}</p>"
         f"<h2>{escape(results['headline'])}</h2>{plot}"
-        "<p class=faint>Large dots: mean over seeds. Small dots: seeds. Bars: 95 % of a bootstrap over images and seeds."
-        f"</p><h2>All metrics</h2><div class=scroll>{_table(results['rows'])}</div>"
-        "<p class=faint>Mean ± standard deviation over seeds. Difference to the first model: with the 95 % interval of a "
-        f"paired bootstrap; it holds 0 where the data do not tell the two apart.</p>{details}</main></html>\n"
+        "<p class=faint>Large dots: mean over seeds. Small dots: seeds. Bars: 95 % of a bootstrap over images and "
+        f"seeds.</p><h2>All metrics</h2><div class=scroll>{_table(results['rows'])}</div>"
+        "<p class=faint>Mean ± standard deviation over seeds. Difference to the first model: with the 95 % interval of "
+        f"a paired bootstrap; it holds 0 where the data do not tell the two apart.</p>{details}</main></html>\n"
     )
 
 

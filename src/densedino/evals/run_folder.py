@@ -67,7 +67,7 @@ def _commit(folder: Path) -> str:
 
 
 class RunFolder:
-    """`config.json`, `environment.json`, `manifest.jsonl`, `models.json`, `features/`, `scores/`, `results.json`, …"""
+    """What stands where: `config.json`, `manifest.jsonl`, `models.json`, `features/`, `scores/`, `results.json`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -120,7 +120,8 @@ class RunFolder:
                 known = {name: round(value, 6) for name, value in one.items() if not np.isnan(value)}
                 file.write(json.dumps({"key": key, **known}, ensure_ascii=False) + "\n")
         with atomic_path(path) as work, work.open("wb") as file:
-            np.savez_compressed(file, keys=np.asarray(scores.keys), **scores.counts)
+            arrays: dict[str, Any] = {"keys": np.asarray(scores.keys), **scores.counts}
+            np.savez_compressed(file, **arrays)
 
     def load_scores(self, path: Path) -> Scores:
         """What `save_scores` kept."""

@@ -36,8 +36,7 @@ _ROWS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The probe of DINOv2 and v3 (batch norm, 1×1 convolution, cross-entropy) without changing images, as features are
-    stored; the k-NN of Balažević et al. (arXiv 2306.01667)."""
+    """The linear probe of DINOv2 and v3, solved to the end, and the k-NN of Balažević et al. (arXiv 2306.01667)."""
 
     heads: tuple[str, ...] = ("linear", "k-NN")
     """Of these."""
@@ -202,7 +201,7 @@ PROTOCOL = Protocol(
     evaluate=evaluate,
     figures=figures,
     rule=(
-        "Patches after the final norm; logits (or votes) are interpolated bilinearly from patch centres to the pixels of "
+        "Patches after the final norm; logits (or votes) are interpolated bilinearly from patch centres to pixels of "
         "the original mask; void pixels count nowhere. Boundary F: per class, within 0.75 % of the diagonal."
     ),
     random_heads=frozenset({"linear", "k-NN"}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["bootstrap", "difference", "interval", "summary", "total"]
 
 
-def total(scores: Scores) -> dict[str, NDArray[np.generic]]:
+def total(scores: Scores) -> dict[str, NDArray[Any]]:
     """Sums over all images; integers stay integers."""
     return {name: np.asarray(values.sum(axis=0)) for name, values in scores.counts.items()}
 
@@ -48,7 +48,7 @@ def bootstrap(
     weights = rng.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), size=draws)
     by_seed = np.empty((len(runs), draws))
     for i, run in enumerate(runs):
-        sums = {name: np.tensordot(weights, values, axes=(1, 0)) for name, values in run.counts.items()}
+        sums: dict[str, Any] = {name: np.tensordot(weights, v, axes=(1, 0)) for name, v in run.counts.items()}
         by_seed[i] = [metric({name: value[d] for name, value in sums.items()}) for d in range(draws)]
     picked = np.random.default_rng([seed, len(runs), 7]).integers(0, len(runs), (draws, len(runs)))
     return np.take_along_axis(by_seed.T, picked, axis=1).mean(axis=1)

@@ -73,7 +73,7 @@ class TokenMap:
         return self.tensor.float()
 
     def to_tokens(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Points (x, y) in pixels of the file [n, 2] as places (x, y) on the grid, where 0 is the first token's centre."""
+        """Points (x, y) in pixels of the file [n, 2] as places on the grid; 0 is the first token's centre."""
         height, width = self.source_size
         scale = np.array([self.input_size[1] / width, self.input_size[0] / height]) / self.stride
         return np.asarray(points, np.float64) * scale - 0.5

@@ -73,9 +73,7 @@ def find_davis(root: Path) -> Dataset:
             mask = (masks / name / image.name).with_suffix(".png")
             samples.append(sample_of(root, image, target=mask if mask.is_file() else None, group=name))
         if samples[-len(images)].target is None:
-            raise InputError(
-                f"sequence {name!r} has no mask of its first frame: {str(masks / name / images[0].stem)}.png"
-            )
+            raise InputError(f"sequence {name!r} has no mask of its first frame: {masks / name / images[0].stem!s}.png")
     return Dataset(root=root, layout=layout, kind="video", train=(), test=tuple(samples))
 
 
@@ -204,7 +202,7 @@ def _sequence(samples: list[Sample], task: Task) -> dict[int, Counts]:
             "j_recall": np.float64(np.mean([j > 0.5 for j, _ in of])),
             "f_recall": np.float64(np.mean([f > 0.5 for _, f in of])),
             "objects": np.int64(1),
-        }  # type: ignore[dict-item]
+        }
         for number, of in scores.items()
     }
 
