@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from densedino.heads.configs import AdapterConfig, Mask2FormerConfig, SegmentorConfig
 from densedino.heads.mask2former import Mask2Former, Segmentor, semantic_map
+from densedino.heads.vit_adapter import Pyramid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +109,7 @@ def test_the_decoder_is_transformers(golden: Callable[[str], Golden]) -> None:
     prefix = "pixel_decoder."
     theirs.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, strict=True)
     pyramid = [torch.randn(2, 24, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
-    mine, other = ours.pixel_decoder(tuple(pyramid)), theirs(pyramid)
+    mine, other = ours.pixel_decoder(Pyramid(pyramid[:1], tuple(pyramid[1:]))), theirs(pyramid)
     assert torch.allclose(mine.features, other.mask_features, atol=1e-5, rtol=0)
     for a, b in zip(mine.memory, other.multi_scale_features, strict=True):
         assert torch.allclose(a, b, atol=1e-5, rtol=0)

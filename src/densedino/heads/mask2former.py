@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from densedino.heads.configs import Mask2FormerConfig, SegmentorConfig
     from densedino.heads.pixel_decoder import Pixels
     from densedino.heads.tapping import TokensOf
+    from densedino.heads.vit_adapter import Pyramid
 
 __all__ = ["Mask2Former", "Masks", "Segmentor", "semantic_map"]
 
@@ -131,8 +132,8 @@ class Mask2Former(nn.Module):
         self.pixel_decoder = PixelDecoder(dim, config)
         self.predictor = _Predictor(config)
 
-    def forward(self, pyramid: list[Tensor]) -> Masks:
-        """Maps [B, dim, h, w] at strides 4, 8, 16, 32; the list is emptied."""
+    def forward(self, pyramid: Pyramid) -> Masks:
+        """Maps [B, dim, h, w] at strides 4, 8, 16, 32."""
         *earlier, last = self.predictor(self.pixel_decoder(pyramid))
         return {"pred_logits": last["pred_logits"], "pred_masks": last["pred_masks"], "aux_outputs": earlier}
 

@@ -15,9 +15,10 @@ from densedino.heads.deformable import DeformableAttention, cell_centres
 from densedino.heads.positions import sine_grid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from densedino.heads.configs import Mask2FormerConfig
+    from densedino.heads.vit_adapter import Pyramid
 
 __all__ = ["PixelDecoder", "Pixels"]
 
@@ -84,14 +85,14 @@ def map_positions(x: Tensor) -> Tensor:
 
 
 class _NormedConv(nn.Conv2d):
-    """A convolution without bias, and group norm."""
+    """A convolution without bias, of strips of rows that it sees one by one, and group norm of the whole."""
 
     def __init__(self, dim: int, out: int, *, kernel: int) -> None:
         super().__init__(dim, out, kernel, padding=kernel // 2, bias=False)
         self.norm = nn.GroupNorm(_GROUPS, out)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.Conv2d's name)
-        return self.norm(super().forward(input))
+    def forward(self, strips: Iterable[Tensor]) -> Tensor:
+        return self.norm(torch.cat([self._conv_forward(strip, self.weight, None) for strip in strips], dim=2))
 
 
 class PixelDecoder(nn.Module):
@@ -108,15 +109,9 @@ class PixelDecoder(nn.Module):
         self.lateral_convs = nn.ModuleList([_NormedConv(dim, inner, kernel=1)])
         self.output_convs = nn.ModuleList([_NormedConv(inner, inner, kernel=3)])
 
-    def forward(self, pyramid: Sequence[Tensor]) -> Pixels:
-        """Four maps [B, dim, h, w], from fine to coarse; of a list, taken out of it so that memory becomes free."""
-        fine, *others = pyramid
-        lateral = self.lateral_convs[0](fine)
-        del fine
-        if isinstance(pyramid, list):
-            pyramid.clear()
-        maps = [conv(m) for conv, m in zip(self.input_convs, reversed(others), strict=True)]
-        del others
-        memory = self.encoder(maps)
+    def forward(self, pyramid: Pyramid) -> Pixels:
+        """A pyramid of maps [B, dim, h, w]; its strips are used up."""
+        lateral = self.lateral_convs[0](pyramid.fine)
+        memory = self.encoder([conv(m) for conv, m in zip(self.input_convs, reversed(pyramid.coarse), strict=True)])
         lateral += F.interpolate(memory[2], size=lateral.shape[2:], mode="bilinear")
-        return Pixels(self.mask_feature(F.relu(self.output_convs[0](lateral), inplace=True)), memory)
+        return Pixels(self.mask_feature(F.relu_(self.output_convs[0]([lateral]))), memory)

@@ -5,7 +5,7 @@ The backbone runs once and is never changed; a small convolutional stem brings w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,15 @@ from densedino.heads.deformable import DeformableAttention, cell_centres
 from densedino.heads.tapping import maps_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from densedino.heads.configs import AdapterConfig
     from densedino.heads.tapping import Tap
 
-__all__ = ["SpatialPrior", "ViTAdapter"]
+__all__ = ["Pyramid", "SpatialPrior", "ViTAdapter"]
 
 _EPS = 1e-6
+_STRIP_BYTES = 1 << 27
 Shapes = tuple[tuple[int, int], ...]
 
 
@@ -118,6 +119,16 @@ class _Interaction(nn.Module):
         return tokens
 
 
+class Pyramid(NamedTuple):
+    """Maps of one width at strides 4, 8, 16 and 32."""
+
+    fine: Iterable[Tensor]
+    """[B, D, H / 4, W / 4] in strips of rows from top to bottom, made one by one as they are asked for, once: the whole
+    map of a wide backbone is the largest tensor by far."""
+    coarse: tuple[Tensor, Tensor, Tensor]
+    """[B, D, H / s, W / s] for s of 8, 16, 32."""
+
+
 class ViTAdapter(nn.Module):
     """Pixels and the taps of four blocks to maps of D channels at strides 4, 8, 16 and 32."""
 
@@ -132,8 +143,8 @@ class ViTAdapter(nn.Module):
         self.norm3 = nn.BatchNorm2d(dim)
         self.norm4 = nn.BatchNorm2d(dim)
 
-    def forward(self, image: Tensor, taps: Sequence[Tap]) -> list[Tensor]:
-        """Maps [B, D, H / s, W / s] for s of 4, 8, 16, 32.
+    def forward(self, image: Tensor, taps: Sequence[Tap]) -> Pyramid:
+        """Pixels and tokens to a pyramid.
 
         Args:
             image: [B, 3, H, W], normalised.
@@ -160,12 +171,25 @@ class ViTAdapter(nn.Module):
         parts = tokens.split([h * w for h, w in shapes], dim=1)
         c2, c3, c4 = (part.transpose(1, 2).unflatten(2, s) for part, s in zip(parts, shapes, strict=True))
         x1, x2, x3, x4 = maps_of(taps)
-        c1 = self.up(c2)  # the largest map of all: what is added to it is added in place
-        c1 += self.spm.fc1(stem)
-        c1 += F.interpolate(x1, size=c1.shape[2:], mode="bilinear")
-        return [
-            self.norm1(c1),
+        coarse = (
             self.norm2(c2 + F.interpolate(x2, size=c2.shape[2:], mode="bilinear")),
             self.norm3(c3 + F.interpolate(x3, size=c3.shape[2:], mode="bilinear")),
             self.norm4(c4 + F.interpolate(x4, size=c4.shape[2:], mode="bilinear")),
-        ]
+        )
+        return Pyramid(self._fine(stem, c2, x1), coarse)
+
+    def _fine(self, stem: Tensor, c2: Tensor, x1: Tensor) -> Iterator[Tensor]:
+        """Strips of the map at stride 4, from the maps at strides 4, 8 and 16."""
+        rows, width = x1.shape[2], stem.shape[3]
+        step = rows  # batch norm in training counts over all; a graph has no size to choose by
+        if not self.training and not torch.compiler.is_compiling():
+            step = max(1, _STRIP_BYTES // (4 * width * x1.shape[1] * 4 * len(x1)))
+        for top in range(0, rows, step):
+            end = min(top + step, rows)
+            c1 = self.up(c2[:, :, 2 * top : 2 * end])  # what is added to it is added in place: it is large
+            c1 += self.spm.fc1(stem[:, :, 4 * top : 4 * end])
+            first, last = max(top - 1, 0), min(end + 1, rows)  # the rows around, which interpolation sees
+            around = F.interpolate(x1[:, :, first:last], size=(4 * (last - first), width), mode="bilinear")
+            c1 += around[:, :, 4 * (top - first) : 4 * (end - first)]
+            del around
+            yield self.norm1(c1)

@@ -40,7 +40,7 @@ def _photo(pixels: Pixels) -> Image.Image:
 
 def _sheet(photo: Image.Image, picture: Picture, pixels: Pixels, heading: str, alarm: str) -> Image.Image:
     height, width = pixels.array.shape[:2]
-    row = Row(photo=photo, caption=(pixels.name.strip("'"), f"{width}×{height} pixels"), pictures=[picture])
+    row = Row(photo=photo, caption=(pixels.name.strip("'"), f"{width}x{height} pixels"), pictures=[picture])
     return draw_sheet([row], heading=heading, alarm=alarm)
 
 
@@ -121,6 +121,7 @@ def boxes_sheet(found: Found, pixels: Pixels, *, heading: str, alarm: str = "") 
         text = f"{found.names[int(label)] or int(label)} {float(score):.2f}"
         place = draw.textbbox((left, top), text, font=font)
         draw.rectangle(place, fill=colour)
-        draw.text((left, top), text, fill=(0, 0, 0), font=font)
+        dark = 0.3 * colour[0] + 0.6 * colour[1] + 0.1 * colour[2] < 110
+        draw.text((left, top), text, fill=(255, 255, 255) if dark else (0, 0, 0), font=font)
     title = f"{len(found.boxes)} objects"
     return _sheet(photo, Picture(image=image, title=title), pixels, heading, alarm)
