@@ -108,7 +108,8 @@ def run(
             "--format": format != "lance",
             "--batch-size": batch,
         }
-        return run_scene(start, inputs, out=out, flags=scene, refused=[name for name, on in for_images.items() if on])
+        refused = [name for name, on in for_images.items() if on]
+        return run_scene(start, inputs, out=out, flags=scene, ray=ray, refused=refused)
     dino = start(resize=size, fit=fit)
     dino = dino.with_transform(replace(dino.transform, max_tokens=most, max_value=max_value))
     with progress("images") as (begin, advance):

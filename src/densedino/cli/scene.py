@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from densedino.features.extractor import FeatureExtractor
+    from densedino.features.spread import RayRunner
     from densedino.geo.extraction import SceneJob, SceneReport
 
 __all__ = ["SceneFlags", "is_scene", "run_scene"]
@@ -25,8 +26,8 @@ class SceneFlags:
 
     tile: int | None = None
     """cut the scene into tiles of so many pixels on a side: 512; any raster, any size, in bounded memory"""
-    overlap: int = 128
-    """pixels that neighbouring tiles share and are blended over"""
+    overlap: int | None = None
+    """pixels that neighbouring tiles share and are blended over; a quarter of the tile if not given"""
     context: int = 0
     """show every tile the whole scene too, shrunk to so many pixels on its longer side: 512; 0 for tiles alone"""
     gsd: float | None = None
@@ -59,6 +60,7 @@ def run_scene(
     *,
     out: str,
     flags: SceneFlags,
+    ray: RayRunner | None = None,
     refused: Sequence[str] = (),
 ) -> int:
     """Do it, and say where the result is; of a store, only write it in another form.
@@ -71,6 +73,7 @@ def run_scene(
             "Leave it out, or leave out --tile."
         )
     from densedino.geo.extraction import SceneOptions, extract_scene
+    from densedino.geo.ray_scene import RayScene
 
     if len(inputs) == 1 and (Path(inputs[0]) / "_versions").is_dir():
         return _export(inputs[0], out, flags.channels)
@@ -99,6 +102,7 @@ def run_scene(
             options=options,
             channels=flags.channels,
             check=not flags.no_check,
+            runner=None if ray is None else RayScene(ray, load),
             announce=announce,
             advance=advance,
         )

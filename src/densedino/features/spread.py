@@ -72,6 +72,25 @@ class RayRunner:
     workers: int | None = None
     """At most; as many as the cluster has cores (or GPUs) for, if not given."""
 
+    def slots(self, *, gpu: bool) -> int:
+        """How many workers there can be: `workers`, or as many as the cluster has cores (or GPUs) for.
+
+        Raises:
+            MissingExtraError: Ray is not installed.
+            InputError: the cluster cannot be reached.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing phones home
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # a task that is handed out again is no error
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray = require("ray", extra="scale", purpose="--runner ray")
+        if not ray.is_initialized():
+            try:
+                ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="error")
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise InputError(f"no Ray cluster at {self.address!r}: {error}. Start one: ray start --head") from error
+        there = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
+        return max(1, min(self.workers or there, there))
+
     def run(
         self, tasks: Sequence[Any], worker: Callable[..., Worker], *, arguments: dict[str, Any], gpu: bool
     ) -> Iterator[dict[str, Any]]:
@@ -83,18 +102,8 @@ class RayRunner:
             MissingExtraError: Ray is not installed.
             InputError: the cluster cannot be reached.
         """
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing phones home
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # a task that is handed out again is no error
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray, data = (require(name, extra="scale", purpose="--runner ray") for name in ("ray", "ray.data"))
-        if not ray.is_initialized():
-            try:
-                ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="error")
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise InputError(f"no Ray cluster at {self.address!r}: {error}. Start one: ray start --head") from error
-        kind = "GPU" if gpu else "CPU"
-        there = int(ray.cluster_resources().get(kind, 0))
-        most = max(1, min(self.workers or there, there, len(tasks)))
+        data = require("ray.data", extra="scale", purpose="--runner ray")
+        most = max(1, min(self.slots(gpu=gpu), len(tasks)))
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False

@@ -15,6 +15,7 @@ from densedino.features.extract import store_metadata
 from densedino.features.quarantine import stamp_of
 from densedino.features.scene_sink import SceneSink
 from densedino.features.scenes import SceneStore
+from densedino.features.spread import the_share
 from densedino.geo.bands import choose_bands
 from densedino.geo.exports import SUFFIXES, check_channels, export_scene, is_exported
 from densedino.geo.mosaic import Mosaic, Reader, tiles_in_context
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from densedino.features.extractor import FeatureExtractor
     from densedino.geo.bands import Chosen
     from densedino.geo.radiometry import Scaling
+    from densedino.geo.ray_scene import RayScene
     from densedino.geo.seams import SeamError
 
 __all__ = ["SceneJob", "SceneOptions", "SceneReport", "extract_scene"]
@@ -41,8 +43,8 @@ class SceneOptions:
 
     tile: int = 512
     """Pixels on a side."""
-    overlap: int = 128
-    """Pixels that neighbours share."""
+    overlap: int | None = None
+    """Pixels that neighbours share; a quarter of the tile if not given."""
     context: int = 0
     """Pixels on the longer side of the whole scene, shrunk, that every tile sees too; 0 for tiles alone."""
     gsd: float | None = None
@@ -117,7 +119,7 @@ class SceneJob:
             "sources": [_identity(source) for source in self.scene.sources],
             "size": list(self.scene.size),
             "tile": self.options.tile,
-            "overlap": self.options.overlap,
+            "overlap": self.plan.overlap * stride,
             "context": self.options.context,
             "gsd": self.options.gsd,
             "crs": self.scene.crs.to_wkt() if self.scene.crs else None,
@@ -176,6 +178,7 @@ def extract_scene(
     options: SceneOptions | None = None,
     channels: str = "pca",
     check: bool = True,
+    runner: RayScene | None = None,
     announce: Callable[[SceneJob, int], None] = lambda job, tiles: None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> SceneReport:
@@ -192,6 +195,7 @@ def extract_scene(
         options: how the scene is read and cut.
         channels: what a .tif holds (see `export_scene`).
         check: measure how far tiles are from one piece, on at most 1024 × 1024 pixels.
+        runner: does the work elsewhere; here if not given. Under torchrun each rank does its share of the rows.
         announce: called once, before the work begins, with the job and the number of tiles to run.
         advance: called with the number of tiles that were done.
 
@@ -205,25 +209,29 @@ def extract_scene(
     exports = output.suffix.lower() in SUFFIXES
     if exports:
         check_channels(channels, dim=dino.model.embed_dim)
-    with SceneJob(dino, sources, options or SceneOptions()) as job:
+    with SceneJob(dino, sources, options or SceneOptions()) as job, the_share() as share:
         rows = job.plan.shape[0]
         done = exports and is_exported(output, job.metadata["fingerprint"], channels=channels)
         work = output.with_name(f".{output.name}.densedino") if exports else output
         counter, left, tiles, start = SeamCounter(job.plan), [], 0, time.perf_counter()
         if not done:
             sink = SceneSink(work, job.metadata)
-            left = [r for r in range(rows) if r not in sink.done]
+            left = [r for r in share.of(rows) if r not in sink.done]
             mosaic = job.mosaic(advance=advance)
             tiles = mosaic.cost(left)
             announce(job, tiles)
-            for blocks in mosaic.rows(left):
+            if runner is not None:
+                runner(job, work, left, advance=advance)
+            for blocks in () if runner is not None else mosaic.rows(left):
                 counter.add(blocks)
                 sink.append(blocks)
+        share.wait()
         seconds = time.perf_counter() - start
-        error = measure_seam_error(job) if check and left else None
-        if exports and not done:
+        error = measure_seam_error(job) if check and left and not share.rank else None
+        if exports and not done and not share.rank:
             export_scene(SceneStore(work), output, channels=channels)
             shutil.rmtree(work)
+        share.wait()
         return SceneReport(
             output=output,
             grid=job.plan.grid,
