@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["AdaptConfig", "Adapted", "adapt"]
 
 _BANK = 50_000  # tokens of a k-NN head
+_LINE_EVERY = 10.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,12 @@ def adapt(
     start = time.perf_counter()
     folder = Path(output)
     labelled = read_labelled(
-        Path(data), config.task, classes=config.classes, fraction=config.fraction, seed=config.seed
+        Path(data),
+        config.task,
+        classes=config.classes,
+        fraction=config.fraction,
+        seed=config.seed,
+        advance=_Count(say, "labels"),
     )
     say(_about(labelled))
     engine = "auto" if config.tune.kind == "frozen" and config.head.kind != "vit-adapter" else "eager"
@@ -179,6 +185,22 @@ def _report(
     }
 
 
+class _Count:
+    """Says now and then how many are done, and how long the rest will take."""
+
+    def __init__(self, say: Callable[[str], None], what: str, *, total: int | None = None) -> None:
+        self.say, self.what, self.total, self.done = say, what, total, 0
+        self.start = self.said = time.perf_counter()
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        now = time.perf_counter()
+        if now - self.said >= _LINE_EVERY:
+            self.said, rate = now, self.done / (now - self.start)
+            left = f" of {self.total:,}, about {(self.total - self.done) / rate:,.0f} s left" if self.total else ""
+            self.say(f"progress   {self.done:,} {self.what}{left}, {rate:,.1f} a second")
+
+
 class _Work:
     """One adaptation: the head, the backbone, and the two ways of fitting them."""
 
@@ -216,7 +238,9 @@ class _Work:
         pictures = [example.image for example in (*self.labelled.train, *self.labelled.val)]
         inner = [layer for layer in self.layers if layer != self.dino.model.depth - 1]
         self.say(f"features   of {len(pictures):,} images, in {store}")
-        report = extract(self.dino, pictures, output=store, layers=inner)
+        report = extract(
+            self.dino, pictures, output=store, layers=inner, advance=_Count(self.say, "images", total=len(pictures))
+        )
         if report.quarantined or report.plan.held:
             bad = report.quarantined[0] if report.quarantined else None
             raise InputError(

@@ -184,7 +184,7 @@ def load_lora(model: nn.Module, folder: str | os.PathLike[str]) -> LoraConfig:
             raise StateDictError(f"{path}: it changes {name!r}, which is no linear layer of this backbone.")
         parts = [tensors.pop(f"{_PREFIX}{name}.{end}", None) for end in suffixes]
         shapes = ((config.rank, layer.in_features), (layer.out_features, config.rank), (layer.out_features,))
-        for end, part, shape in zip(suffixes, parts, shapes, strict=False):
+        for end, part, shape in zip(suffixes, parts, shapes[: len(suffixes)], strict=True):
             if part is None or tuple(part.shape) != shape:
                 got = "missing" if part is None else f"of shape {tuple(part.shape)}"
                 raise StateDictError(
@@ -192,9 +192,8 @@ def load_lora(model: nn.Module, folder: str | os.PathLike[str]) -> LoraConfig:
                 )
         change = _parametrize(layer, name, config, scale=scale, seed=0)
         with torch.no_grad():
-            for parameter, part in zip((change.lora_A, change.lora_B, change.magnitude), parts, strict=False):
-                if parameter is not None and part is not None:
-                    parameter.copy_(part)
+            for parameter, part in zip(change.parameters(), parts, strict=True):
+                parameter.copy_(part)
     if tensors or not names:
         raise StateDictError(f"{path}: tensors that are no part of a LoRA: {', '.join(sorted(tensors)[:3]) or 'all'}.")
     return config

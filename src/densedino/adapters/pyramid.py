@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densedino.engines.eager import LayerTokens
 from densedino.errors import InputError
 from densedino.heads.bins import Bins
 from densedino.heads.configs import AdapterConfig, DptConfig
@@ -122,7 +123,20 @@ class AdapterHead(nn.Module):
         self.levels = LevelHead([dim] * 4, width=width, out=out, pools=False)
 
     def forward(self, taps: Sequence[Tap], pixels: Tensor | None = None) -> Tensor:
-        """Taps from early to late, and [B, 3, H, W]; H and W multiples of 32."""
+        """Taps from early to late, and [B, 3, H, W]; what is no multiple of 32 is continued at the bottom and right.
+
+        Exported graphs do not continue: there H and W are multiples of 32.
+        """
         if pixels is None:
             raise InputError("head 'vit-adapter' looks at the pixels too, so stored features alone do not do.")
-        return self.levels(self.adapter(pixels, taps))
+        height, width = taps[0].patches.shape[1:3]
+        if not torch.compiler.is_compiling() and (height % 2 or width % 2):
+            more = (0, width % 2, 0, height % 2)
+            pixels = F.pad(pixels, [16 * n for n in more], mode="replicate")
+            taps = [_continued(tap, more) for tap in taps]
+        return self.levels(self.adapter(pixels, taps))[:, :, : 4 * height, : 4 * width]
+
+
+def _continued(tap: Tap, more: tuple[int, int, int, int]) -> LayerTokens:
+    patches = F.pad(tap.patches.permute(0, 3, 1, 2), more, mode="replicate").permute(0, 2, 3, 1)
+    return LayerTokens(patches, tap.cls, tap.registers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,33 +23,59 @@ __all__ = ["run"]
 _LINE_EVERY = 10.0  # seconds
 
 
-def run(
-    data: Annotated[Path, tyro.conf.Positional],
-    *,
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("adapter"),
-    task: Literal["segmentation", "depth", "classification"] = "segmentation",
-    head: Literal[
-        "linear", "bn-linear", "mlp", "knn", "fpn", "upernet", "dpt", "mask-transformer", "vit-adapter"
-    ] = "bn-linear",
-    tune: Literal["frozen", "lora", "dora", "norm-bias", "full"] = "frozen",
-    model: str | None = None,
-    weights: str | None = None,
-    layers: tuple[int, ...] = (),
-    resize: str = "native",
-    classes: int | None = None,
-    ignore: int = 255,
-    depth_unit: float = 1.0,
-    most_depth: float = 10.0,
-    steps: int | None = None,
-    batch_size: int = 8,
-    rank: int = 8,
-    fraction: float = 1.0,
-    seed: int = 0,
-    features: Path | None = None,
-    device: str = "auto",
-    sweep: bool = False,
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = (),  # noqa: A002 (the option's name)
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """As they are written on the command line."""
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """Images with masks (train trainannot val valannot; images masks; …), with depths, or in folders of classes."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("adapter")
+    """The adapter's folder."""
+    task: Literal["segmentation", "depth", "classification"] = "segmentation"
+    """What is to be told."""
+    head: Literal["linear", "bn-linear", "mlp", "knn", "fpn", "upernet", "dpt", "mask-transformer", "vit-adapter"] = (
+        "bn-linear"
+    )
+    """What tells it."""
+    tune: Literal["frozen", "lora", "dora", "norm-bias", "full"] = "frozen"
+    """What of the backbone is trained with the head, afterwards, on crops."""
+    model: str | None = None
+    """Weights or an architecture by name, as for extract."""
+    weights: str | None = None
+    """A checkpoint, as for extract."""
+    layers: tuple[int, ...] = ()
+    """Blocks that the head sees; -1 is the last."""
+    resize: str = "native"
+    """native, 512 (short side), or 512x768."""
+    classes: int | None = None
+    """Of masks; by default the largest label of training, and one more."""
+    ignore: int = 255
+    """The label of pixels of no class."""
+    depth_unit: float = 1.0
+    """Metres that 1 means in depth maps: 0.001 for millimetres."""
+    most_depth: float = 10.0
+    """Metres; what is farther is not learnt."""
+    steps: int | None = None
+    """Of the last fit: of the head, or of head and backbone together."""
+    batch_size: int = 8
+    """Images of a step."""
+    rank: int = 8
+    """Of LoRA and DoRA."""
+    fraction: float = 1.0
+    """Of the training images, drawn by the seed."""
+    seed: int = 0
+    """Of the run."""
+    features: Path | None = None
+    """A store that runs on the same data share."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+    sweep: bool = False
+    """Score every block with a linear map, instead of fitting a head."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Any field of the configuration, as in fit.lr=3e-4 or tune.targets=["attn.qkv","mlp.fc1"]; may be repeated."""
+
+
+def run(options: tyro.conf.OmitArgPrefixes[Options]) -> int:
     """Fit a head, and if asked the backbone, to labelled images of yours.
 
     A linear map of frozen features: densedino adapt camvid/ --ignore 11 -o camvid-linear
@@ -59,65 +85,52 @@ def run(
     Which block tells most: densedino adapt camvid/ --ignore 11 --sweep -o camvid-sweep
 
     The same command again goes on after an interruption. In Python: adapter = dd.load_adapter("camvid-lora")
-
-    Args:
-        data: images with masks (train trainannot val valannot; images masks; …), with depths, or in folders of classes.
-        out: the adapter's folder.
-        task: what is to be told.
-        head: what tells it.
-        tune: what of the backbone is trained with the head, afterwards, on crops.
-        model: weights or an architecture by name, as for extract.
-        weights: a checkpoint, as for extract.
-        layers: blocks that the head sees; -1 is the last.
-        resize: native, 512 (short side), or 512x768.
-        classes: of masks; by default the largest label of training, and one more.
-        ignore: the label of pixels of no class.
-        depth_unit: metres that 1 means in depth maps: 0.001 for millimetres.
-        most_depth: metres; what is farther is not learnt.
-        steps: of the last fit: of the head, or of head and backbone together.
-        batch_size: images of a step.
-        rank: of LoRA and DoRA.
-        fraction: of the training images, drawn by the seed.
-        seed: of the run.
-        features: a store that runs on the same data share.
-        device: auto, cpu, cuda, mps.
-        sweep: score every block with a linear map, instead of fitting a head.
-        set: any field of the configuration, as in fit.lr=3e-4 or tune.targets=["attn.qkv","mlp.fc1"]; may be repeated.
     """
-    from densedino.adapters.adapt import AdaptConfig, adapt
-    from densedino.adapters.heads import HeadConfig
-    from densedino.adapters.tasks import Task
-    from densedino.adapters.tuning import TuneConfig
+    config = _configuration(options)
+    if options.sweep:
+        return _sweep(options, config)
+    from densedino.adapters.adapt import adapt
 
-    config = AdaptConfig(
-        task=Task(kind=task, ignore=ignore, depth_unit=depth_unit, most_depth=most_depth),
-        head=HeadConfig(kind=head, layers=layers),
-        tune=TuneConfig(kind=tune, rank=rank, alpha=2.0 * rank),
-        resize=parse_resize(resize),
-        classes=classes,
-        fraction=fraction,
-        seed=seed,
-    )
-    config = override(_with_steps(config, steps, batch_size), set)
-    if sweep:
-        return _sweep(data, config, out, model=model, weights=weights, device=device)
-    lines = _Lines()
+    out = options.out
     result = adapt(
-        data,
+        options.data,
         config=config,
         output=out,
-        model=model,
-        weights=weights,
-        device=device,
-        features=features,
+        model=options.model,
+        weights=options.weights,
+        device=options.device,
+        features=options.features,
         say=_note,
-        advance=lines,
+        advance=_Lines(),
     )
     before = f" (frozen: {result.frozen:.2f})" if result.frozen is not None else ""
     print(f"{out}: {result.metric} {result.score:.2f}{before} on the validation images, which also chose the step.")
     print(f"{result.trained:,} numbers trained in {result.seconds:,.0f} s; curves in {out / 'report.json'}.")
     print(f"Use it: densedino.load_adapter({str(out)!r})(image). Export it: densedino export {out} --to onnx")
     return 0
+
+
+def _configuration(options: Options) -> AdaptConfig:
+    from densedino.adapters.adapt import AdaptConfig
+    from densedino.adapters.heads import HeadConfig
+    from densedino.adapters.tasks import Task
+    from densedino.adapters.tuning import TuneConfig
+
+    config = AdaptConfig(
+        task=Task(
+            kind=options.task,
+            ignore=options.ignore,
+            depth_unit=options.depth_unit,
+            most_depth=options.most_depth,
+        ),
+        head=HeadConfig(kind=options.head, layers=options.layers),
+        tune=TuneConfig(kind=options.tune, rank=options.rank, alpha=2.0 * options.rank),
+        resize=parse_resize(options.resize),
+        classes=options.classes,
+        fraction=options.fraction,
+        seed=options.seed,
+    )
+    return override(_with_steps(config, options.steps, options.batch_size), options.set)
 
 
 def _with_steps(config: AdaptConfig, steps: int | None, batch_size: int) -> AdaptConfig:
@@ -129,14 +142,17 @@ def _with_steps(config: AdaptConfig, steps: int | None, batch_size: int) -> Adap
     return replace(config, fit=fits["fit"], fit_together=fits["fit_together"])
 
 
-def _sweep(data: Path, config: AdaptConfig, out: Path, *, model: str | None, weights: str | None, device: str) -> int:
+def _sweep(options: Options, config: AdaptConfig) -> int:
     from densedino.adapters.labels import read_labelled
     from densedino.adapters.sweep import sweep
     from densedino.checkpoint import atomic_path
     from densedino.features.extractor import load
 
-    labelled = read_labelled(data, config.task, classes=config.classes, fraction=config.fraction, seed=config.seed)
-    dino = load(model, weights=weights, device=device, resize=config.size)
+    out = options.out
+    labelled = read_labelled(
+        options.data, config.task, classes=config.classes, fraction=config.fraction, seed=config.seed
+    )
+    dino = load(options.model, weights=options.weights, device=options.device, resize=config.size)
     metric = labelled.task.metric
 
     def say(block: Block) -> None:
