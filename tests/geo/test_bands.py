@@ -91,7 +91,9 @@ def test_composites_are_of_what_they_say() -> None:
         assert tuple(table[band] for band in chosen.names) == commons
 
 
-@pytest.mark.parametrize("want", ["B4,B3,B2", "b04,b03,b02", "red,green,blue", "665,560,490", "650nm,570nm,480nm", "4,3,2"])
+@pytest.mark.parametrize(
+    "want", ["B4,B3,B2", "b04,b03,b02", "red,green,blue", "665,560,490", "650nm,570nm,480nm", "4,3,2"]
+)
 def test_bands_can_be_asked_for_in_many_ways(want) -> None:
     assert choose_bands(stack(*[""] * 13), want=want, sensor="sentinel-2").places == (3, 2, 1)
 
@@ -120,7 +122,12 @@ def test_as_many_channels_as_bands() -> None:
         (stack(*[""] * 13), {"sensor": "sentinel-2", "want": "B4,B3,B99"}, InputError, "no band 'B99'"),
         (stack(*[""] * 13), {"sensor": "sentinel-2", "want": "3000,560,490"}, InputError, "no band '3000'"),
         (stack(*[""] * 13), {"sensor": "sentinel-2", "want": "4,3,14"}, InputError, "no band '14'"),
-        (stack(*[""] * 13), {"sensor": "sentinel-2", "want": "4,3"}, InputError, "2 bands .* for a model of 3 channels"),
+        (
+            stack(*[""] * 13),
+            {"sensor": "sentinel-2", "want": "4,3"},
+            InputError,
+            "2 bands .* for a model of 3 channels",
+        ),
         (stack(*[""] * 5), {"channels": 12}, InputError, "5 bands .* for a model of 12 channels"),
         (files("s2_B02.jp2", "s2_B03.jp2"), {}, InputError, "B2 .blue, 490 nm.*--bands"),
     ],

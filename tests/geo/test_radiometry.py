@@ -32,7 +32,9 @@ SURFACE = """GROUP = LEVEL2_SURFACE_REFLECTANCE_PARAMETERS
 MTD = """<?xml version="1.0"?>
 <n1:Level-2A_User_Product xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/User_Product_Level-2A.xsd">
  <Product_Info><Datatake><SPACECRAFT_NAME>Sentinel-2B</SPACECRAFT_NAME></Datatake></Product_Info>
- <QUANTIFICATION_VALUES_LIST><BOA_QUANTIFICATION_VALUE unit="none">10000</BOA_QUANTIFICATION_VALUE></QUANTIFICATION_VALUES_LIST>
+ <QUANTIFICATION_VALUES_LIST>
+ <BOA_QUANTIFICATION_VALUE unit="none">10000</BOA_QUANTIFICATION_VALUE>
+ </QUANTIFICATION_VALUES_LIST>
  <BOA_ADD_OFFSET_VALUES_LIST><BOA_ADD_OFFSET band_id="3">-1000</BOA_ADD_OFFSET></BOA_ADD_OFFSET_VALUES_LIST>
 </n1:Level-2A_User_Product>
 """
@@ -71,7 +73,7 @@ def test_metadata_of_products(tmp_path, text, name, spacecraft, band, gain, offs
 @pytest.mark.parametrize("text", ["", "<broken", "<a><b/></a>", "GROUP = A\nEND_GROUP = A\n"])
 def test_damaged_metadata_is_named(tmp_path, text) -> None:
     (tmp_path / "a_MTL.txt").write_text(text)
-    with pytest.raises(ImageError, match="a_MTL.txt"):
+    with pytest.raises(ImageError, match=r"a_MTL.txt"):
         read_product(tmp_path / "a_MTL.txt")
 
 
@@ -113,7 +115,7 @@ def test_scale_and_offset_of_the_raster_itself(write_raster) -> None:
 def test_percentiles_are_of_the_whole_scene(write_raster) -> None:
     ramp = np.arange(400 * 500, dtype=np.float32).reshape(1, 400, 500) - 1000
     ramp[0, :, :10] = np.nan
-    scene, scaling, _ = scaling_of(write_raster(ramp))
+    _, scaling, _ = scaling_of(write_raster(ramp))
     real = ramp[np.isfinite(ramp)]
     low, high = np.percentile(real, [2, 98])
     assert scaling.kind == "percentile"
@@ -130,7 +132,12 @@ def test_a_range_in_the_files_numbers(write_raster) -> None:
 
 @pytest.mark.parametrize(
     ("scale", "message"),
-    [("none", "for 8-bit scenes"), ("physical", "no calibration to reflectance"), ("300:100", "scale '300:100'"), ("x", "x")],
+    [
+        ("none", "for 8-bit scenes"),
+        ("physical", "no calibration to reflectance"),
+        ("300:100", "scale '300:100'"),
+        ("x", "x"),
+    ],
 )
 def test_scales_that_cannot_be_had(write_raster, scale, message) -> None:
     with pytest.raises(InputError, match=message):
@@ -139,7 +146,7 @@ def test_scales_that_cannot_be_had(write_raster, scale, message) -> None:
 
 def test_a_scene_of_nothing_says_so(write_raster) -> None:
     path = write_raster(np.zeros((3, 20, 20), np.uint16), nodata=0)
-    with pytest.raises(ImageError, match="no valid pixel: all are nodata .declared: 0.*--nodata"):
+    with pytest.raises(ImageError, match=r"no valid pixel: all are nodata .declared: 0.*--nodata"):
         scaling_of(path)
 
 

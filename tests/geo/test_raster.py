@@ -173,7 +173,7 @@ def test_complex_numbers_are_refused(write_raster) -> None:
 
 def test_without_a_crs_there_are_no_metres_and_no_reprojection(write_raster, picture) -> None:
     path = write_raster(picture(32, 32), crs=None)
-    with pytest.raises(InputError, match="has no CRS.*gsd=5"):
+    with pytest.raises(InputError, match=r"has no CRS.*gsd=5"):
         Scene([path], gsd=5)
     with pytest.raises(InputError, match="has no CRS and cannot be reprojected"):
         Scene([path], crs="EPSG:4326")
@@ -182,7 +182,9 @@ def test_without_a_crs_there_are_no_metres_and_no_reprojection(write_raster, pic
         Scene([path, other])
 
 
-@pytest.mark.parametrize(("option", "message"), [({"gsd": -1}, "gsd is -1"), ({"crs": "EPSG:99"}, "crs 'EPSG:99' cannot be used")])
+@pytest.mark.parametrize(
+    ("option", "message"), [({"gsd": -1}, "gsd is -1"), ({"crs": "EPSG:99"}, "crs 'EPSG:99' cannot be used")]
+)
 def test_options_that_make_no_sense(write_raster, picture, option, message) -> None:
     with pytest.raises(InputError, match=message):
         Scene([write_raster(picture(32, 32))], **option)

@@ -72,7 +72,12 @@ def test_a_partial_patch_at_the_end_counts() -> None:
     ("size", "options", "error", "message"),
     [
         ((0, 5), {}, ImageError, "0×5 pixels"),
-        ((64, 64), {"tile": 500}, InputError, "tile is 500 pixels; it must be a multiple of the patch size 16. Nearest: 496"),
+        (
+            (64, 64),
+            {"tile": 500},
+            InputError,
+            "tile is 500 pixels; it must be a multiple of the patch size 16. Nearest: 496",
+        ),
         ((64, 64), {"overlap": 8}, InputError, "overlap is 8"),
         ((64, 64), {"overlap": -16}, InputError, "overlap is -16"),
         ((64, 64), {"tile": 128, "overlap": 128}, InputError, "leaves nothing of a tile of 128"),

@@ -215,8 +215,9 @@ def align_channels(
         with torch.no_grad():
             target = _patches(model, colours.to(dino.device))
         loss = 1 - F.cosine_similarity(_patches(model, adapter(channels.to(dino.device))), target, dim=-1).mean()
-        optimizer.zero_grad()
-        loss.backward()
+        trained = list(adapter.parameters())
+        for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
+            parameter.grad = gradient  # and none on the backbone
         optimizer.step()
         losses.append(float(loss.detach()))
     return losses

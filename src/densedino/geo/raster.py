@@ -224,7 +224,7 @@ class Scene:
             "out_shape": size,
         }
         planes, valid = [], np.ones(size, np.bool_)
-        # Alpha may lie between 0 and 255, and is real above 0; of a nodata mask, what is averaged must be real in whole.
+        # Alpha is real above 0; of a nodata mask, what is averaged must be real in whole.
         same = (height * down, width * right) == size
         least = [1 if same else 128 if file.colorinterp[-1].name == "alpha" else 255 for file in self._files]
         for place in bands:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,17 +126,19 @@ def _write_geopackage(path: Path, shapes: Iterable[Shapes], crs: str | None, met
     for part in shapes:
         if not len(part.rings):
             continue
-        raw.write(
-            path,
-            geometry=np.array([_wkb(ring) for ring in part.rings], dtype=object),
-            field_data=[np.asarray(values) for values in part.properties.values()],
-            fields=list(part.properties),
-            crs=crs,
-            geometry_type="Polygon",
-            driver="GPKG",
-            layer="densedino",
-            append=written,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'crs' was not provided")  # such scenes are in pixels
+            raw.write(
+                path,
+                geometry=np.array([_wkb(ring) for ring in part.rings], dtype=object),
+                field_data=[np.asarray(values) for values in part.properties.values()],
+                fields=list(part.properties),
+                crs=crs,
+                geometry_type="Polygon",
+                driver="GPKG",
+                layer="densedino",
+                append=written,
+            )
         written = True
     if not written:
         raise InputError(

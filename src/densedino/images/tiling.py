@@ -63,8 +63,8 @@ class TilePlan:
     col_starts: tuple[int, ...]
 
     @classmethod
-    def make(cls, size: Size, *, tile: int = 512, overlap: int = 128, stride: int = 16) -> TilePlan:
-        """Plan for a picture of (H, W) pixels; `tile` and `overlap` are in pixels.
+    def make(cls, size: Size, *, tile: int = 512, overlap: int | None = None, stride: int = 16) -> TilePlan:
+        """Plan for a picture of (H, W) pixels; `tile` and `overlap` (a quarter of the tile by default) are in pixels.
 
         Raises:
             ImageError: the picture has no pixels.
@@ -72,6 +72,7 @@ class TilePlan:
         """
         if min(size) < 1:
             raise ImageError(f"a picture of {size[0]}×{size[1]} pixels (H×W) has no pixels to cut into tiles.")
+        overlap = tile // (4 * stride) * stride if overlap is None else overlap
         for name, value, least in (("tile", tile, stride), ("overlap", overlap, 0)):
             if value % stride or value < least:
                 near = max(least, round(value / stride) * stride)
