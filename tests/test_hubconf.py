@@ -41,6 +41,19 @@ def test_the_reference_names_and_keywords_are_there() -> None:
         assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())
 
 
+def test_released_heads_have_the_references_names_and_keywords() -> None:
+    import hubconf
+
+    for name in ("lc", "dd", "ms", "de"):
+        parameters = inspect.signature(getattr(hubconf, f"dinov3_vit7b16_{name}")).parameters
+        assert list(parameters) == ["pretrained", "weights", "backbone_weights", "check_hash", "autocast_dtype"]
+    assert inspect.signature(hubconf.dinov3_vitl16_chmv2).parameters == parameters
+    text = inspect.signature(hubconf.dinov3_vitl16_dinotxt_tet1280d20h24l).parameters
+    assert list(text) == ["pretrained", "weights", "backbone_weights", "bpe_path_or_url", "check_hash"]
+    with pytest.raises(DenseDinoError, match=r"chmv2_dpt_head-3703d643\.pth"):
+        hub("dinov3_vitl16_chmv2")  # the release is not on this machine
+
+
 def test_a_local_file_under_any_name_loads(checkpoint: tuple[Path, torch.nn.Module]) -> None:
     path, model = checkpoint
     loaded = hub("dinov3_vits16", weights=str(path))
