@@ -11,15 +11,20 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import load_file
 
 from densedino.cli.main import main
 from densedino.errors import InputError
 from densedino.evals import run as running
+from densedino.evals.metrics import count_classes, iou_of
 from densedino.evals.pixel_probe import Fitting
 from densedino.evals.plan import Plan, read_plan
 from densedino.evals.run import evaluate
 from densedino.evals.segmentation import Settings
+from densedino.features.store import FeatureStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,6 +77,13 @@ def test_the_folder_says_everything(mask_folder: Path, tmp_path: Path, silent: A
     assert len(rows) == 12 and all(len(row["sha256"]) == len(row["target_sha256"]) == 64 for row in rows)
     scores = [json.loads(line) for line in (run / "scores/raw/linear-seed0.jsonl").read_text().splitlines()]
     assert [one["key"] for one in scores] == [f"val/{i}.png" for i in range(4)] and "miou" in scores[0]
+    head = load_file(run / "scores/raw/linear-seed0.safetensors")
+    with Image.open(mask_folder / "valannot/2.png") as image:
+        true = np.array(image)
+    features = FeatureStore(run / "features/raw")[str((mask_folder / "val/2.png").resolve())]
+    found = (features.upsample((64, 96))[0].permute(1, 2, 0).numpy() @ head["weight"] + head["bias"]).argmax(-1)
+    again = iou_of(count_classes(found, true, num_classes=3, ignore=255))
+    assert again["miou"] == pytest.approx(scores[2]["miou"], abs=0.1), "by the store and the head alone"
     model = json.loads((run / "models.json").read_text())["raw"]
     assert model["weights"]["licence"] and model["fingerprint"]
     assert "<svg" in (run / "report.html").read_text() and "http" not in (run / "report.html").read_text().split(

@@ -84,9 +84,18 @@ class Dataset:
         return tuple({sample.key: sample for sample in (*self.train, *self.test)}.values())
 
 
-def sample_of(root: Path, image: Path, **known: Any) -> Sample:
-    """A sample with its key."""
-    return Sample(key=image.relative_to(root).as_posix(), image=image, **known)
+def sample_of(
+    root: Path,
+    image: Path,
+    *,
+    label: int | None = None,
+    target: Path | None = None,
+    group: str = "",
+    boxes: tuple[tuple[float, float, float, float], ...] = (),
+) -> Sample:
+    """A sample with its key; see `Sample`."""
+    key = image.relative_to(root).as_posix()
+    return Sample(key=key, image=image, label=label, target=target, group=group, boxes=boxes)
 
 
 def limited(data: Dataset, limit: int | None) -> Dataset:

@@ -88,7 +88,7 @@ def evaluate(head: str, task: Task) -> Scores:
         if not valid.any():
             raise ImageError(f"the depth map {str(sample.target)!r} has no depth up to {settings.farthest:g} m.")
         counts.append(count_depth(torch.cat(rows).numpy(), true, valid=valid))
-    return gather([sample.key for sample in task.data.test], counts)
+    return gather([sample.key for sample in task.data.test], counts, head=probe.arrays())
 
 
 def _checked(sample: Sample, task: Task) -> NDArray[np.float32]:

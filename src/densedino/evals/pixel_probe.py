@@ -21,6 +21,9 @@ from densedino.errors import InputError
 from densedino.features.tokens import upsample_tokens
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from densedino.evals.tokens import TokenMap
 
 __all__ = ["Fitting", "PixelProbe", "fit_probe", "spread_to_pixels", "standardisation"]
@@ -39,7 +42,7 @@ class Fitting:
     """Images a step."""
     pixel_stride: int = 8
     """Of every so many rows and columns of pixels one is taken, from a place that is drawn at every step."""
-    lr: float = 3e-2
+    lr: float = 0.1
     """Adam's, at its peak after a tenth of the steps; then it falls to 0 by a cosine."""
     ridge: float = 1e-4
     """ridge / 2 · |weights|², of standardised channels, is added to the mean loss."""
@@ -50,6 +53,10 @@ class PixelProbe:
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.weight, self.bias = weight, bias
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """To be kept: `weight` [D, C] and `bias` [C], of features as they are stored."""
+        return {"weight": self.weight.numpy(), "bias": self.bias.numpy()}
 
     def grid(self, tokens: TokenMap) -> Tensor:
         """Outputs on the grid of tokens: [h, w, C]."""

@@ -66,6 +66,8 @@ class Scores:
     """Of what is judged one by one: images, queries, pairs, sequences."""
     counts: Mapping[str, NDArray[Any]]
     """Sums of each of them, [n, …]; see `evals.metrics`."""
+    head: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What was learned, if it is kept: with the features, it gives the predictions again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,7 @@ def find_protocol(name: str) -> Protocol:
     return protocol
 
 
-def gather(keys: Sequence[str], counts: Sequence[Counts]) -> Scores:
+def gather(keys: Sequence[str], counts: Sequence[Counts], *, head: Mapping[str, NDArray[Any]] | None = None) -> Scores:
     """Scores of what was counted one by one."""
-    return Scores(keys=tuple(keys), counts={name: np.stack([one[name] for one in counts]) for name in counts[0]})
+    stacked = {name: np.stack([one[name] for one in counts]) for name in counts[0]}
+    return Scores(keys=tuple(keys), counts=stacked, head=head or {})

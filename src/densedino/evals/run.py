@@ -34,6 +34,9 @@ __all__ = ["Job", "Narrator", "evaluate", "run_job"]
 SUPERVISED = "end to end"
 """The head of networks that have no features."""
 
+SUPERVISED_SEEDS = 3
+"""At most, of those: each takes minutes where a head takes seconds."""
+
 
 class Narrator(Interface):
     """Who is told how far a run is."""
@@ -118,7 +121,8 @@ def jobs_of(plan: Plan, protocol: Protocol, data: Dataset) -> Iterator[Job]:
         trained = model in protocol.supervised
         for head in (SUPERVISED,) if trained else protocol.heads(plan.settings):
             drawn = trained or head in protocol.random_heads or (protocol.learns and plan.share < 1)
-            for seed in range(plan.seeds if drawn else 1):
+            most = SUPERVISED_SEEDS if trained else plan.seeds
+            for seed in range(min(plan.seeds, most) if drawn else 1):
                 yield Job(plan=plan, data=data, model=model, head=head, seed=seed)
 
 

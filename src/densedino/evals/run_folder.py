@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import platform
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 import densedino
 from densedino.checkpoint import atomic_path
@@ -113,12 +115,15 @@ class RunFolder:
         return self.path / "scores" / model / f"{head}-seed{seed}.npz"
 
     def save_scores(self, path: Path, scores: Scores, figures: Callable[[Sums], dict[str, float]]) -> None:
-        """Keep the sums of every image, and beside them, to read, the figures of every image (`.jsonl`)."""
+        """Keep the sums of every image; beside them its figures (`.jsonl`), and the head if there is one."""
         with atomic_path(path.with_suffix(".jsonl")) as work, work.open("w", encoding="utf-8") as file:
             for i, key in enumerate(scores.keys):
                 one = figures({name: values[i] for name, values in scores.counts.items()})
                 known = {name: round(value, 6) for name, value in one.items() if not np.isnan(value)}
                 file.write(json.dumps({"key": key, **known}, ensure_ascii=False) + "\n")
+        if scores.head:
+            with atomic_path(path.with_suffix(".safetensors")) as work:
+                save_file({name: np.ascontiguousarray(array) for name, array in scores.head.items()}, work)
         with atomic_path(path) as work, work.open("wb") as file:
             arrays: dict[str, Any] = {"keys": np.asarray(scores.keys), **scores.counts}
             np.savez_compressed(file, **arrays)
@@ -134,7 +139,7 @@ def _first(path: Path, text: str) -> str:
     """Which file differs first."""
     old = path.read_text(encoding="utf-8").splitlines()
     new = text.splitlines()
-    for one, other in zip(old, new, strict=False):
+    for one, other in itertools.zip_longest(old[: len(new)], new[: len(old)]):
         if one != other:
             before, now = json.loads(one), json.loads(other)
             name = before["key"] if before["key"] == now["key"] else f"{before['key']} there, {now['key']} now"

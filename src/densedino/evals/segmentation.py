@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -94,18 +95,19 @@ def _size(task: Task, sample: Sample) -> tuple[int, int] | None:
 def evaluate(head: str, task: Task) -> Scores:
     """Judge every test image at the size of its mask."""
     labels_of = training_labels(task)
-    predict = _linear(task, labels_of) if head == "linear" else _neighbours(task, labels_of)
+    probe = _linear(task, labels_of) if head == "linear" else None
+    predict = _neighbours(task, labels_of) if probe is None else functools.partial(_best, probe)
     counts = []
     for sample in task.data.test:
         tokens = task.stored.map(sample, keep=False)
         true = read_labels(sample, task.data, size=tokens.source_size)
         counts.append(count_maps(predict(tokens), true, data=task.data, tolerance=task.settings.tolerance))
-    return gather([sample.key for sample in task.data.test], counts)
+    return gather([sample.key for sample in task.data.test], counts, head=probe.arrays() if probe else None)
 
 
-def _linear(task: Task, labels_of: Callable[[int], Tensor]) -> Callable[[TokenMap], NDArray[np.int64]]:
+def _linear(task: Task, labels_of: Callable[[int], Tensor]) -> PixelProbe:
     void = -100 if task.data.ignore is None else task.data.ignore
-    probe = fit_probe(
+    return fit_probe(
         lambda i: task.stored.map(task.train[i]),
         labels_of,
         count=len(task.train),
@@ -114,7 +116,6 @@ def _linear(task: Task, labels_of: Callable[[int], Tensor]) -> Callable[[TokenMa
         fitting=task.settings.fitting,
         seed=task.seed,
     )
-    return lambda tokens: _best(probe, tokens)
 
 
 def _best(probe: PixelProbe, tokens: TokenMap) -> NDArray[np.int64]:

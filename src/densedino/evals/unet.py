@@ -34,7 +34,7 @@ class Training:
     """How the U-Net is trained; images are small, as it has a few minutes of a CPU."""
 
     encoder: str = "resnet18"
-    steps: int = 600
+    steps: int = 400
     batch: int = 8
     crop: int = 160
     """Side of the random crops, in pixels of the resized image."""
