@@ -46,7 +46,7 @@ def test_a_store_is_written_in_other_forms(here, capsys) -> None:
 @pytest.mark.parametrize("output", ["out.zarr", "out.tif", "out.geojson", "out.gpkg"])
 def test_the_suffix_is_enough(here, capsys, output) -> None:
     assert main(["extract", "scene.tif", "-o", output, "--no-check", *TINY]) == 0
-    assert f"{output}: 13×17 patches" in capsys.readouterr().out
+    assert f"{output}: 13×17 patches, 192 of them valid" in capsys.readouterr().out
     assert (here / output).exists()
 
 
@@ -66,6 +66,17 @@ def test_wrong_options_are_one_line_and_leave_nothing(here, capsys, options, mes
     err = capsys.readouterr().err
     assert message in err and err.startswith("densedino: error: ") and err.count("\n") == 1
     assert [item.name for item in here.iterdir()] == ["scene.tif"]
+
+
+def test_a_wrong_nodata_value_that_leaves_nothing_is_told(here, capsys) -> None:
+    with rasterio.open("scene.tif", "r+") as file:
+        file.write(np.full((3, 200, 264), 7, np.uint8))
+        file.nodata = 7
+    assert main(["extract", "scene.tif", "--tile", "128", "-o", "out", *TINY]) == 1
+    out = capsys.readouterr().out
+    assert "13×17 patches, 0 of them valid" in out and "No patch is valid" in out and "--nodata" in out
+    assert main(["extract", "scene.tif", "--tile", "128", "--nodata", "0", "--no-check", "-o", "other", *TINY]) == 0
+    assert "192 of them valid" in capsys.readouterr().out
 
 
 def test_damaged_places_are_told(here, capsys) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import densedino as dd
@@ -61,10 +61,12 @@ def test_all_of_it_comes_back(store, truth) -> None:
     patches, valid = store.read()
     np.testing.assert_array_equal(patches, truth[0])
     np.testing.assert_array_equal(valid, truth[1])
+    assert store.count_valid() == truth[1].sum()
     assert store.complete and len(store) == PLAN.shape[0] * PLAN.shape[1]
     assert "20×25 patches" in repr(store) and "UNTRAINED" in repr(store)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_any_part_comes_back(store, truth, data) -> None:
     rows, cols = (
@@ -89,6 +91,7 @@ def test_a_part_that_there_is_not(store, rows) -> None:
         store.read(rows=rows)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 19), st.integers(0, 24), st.floats(0.01, 0.99), st.floats(0.01, 0.99))
 def test_ground_and_patch(store, i, j, down, right) -> None:
     x, y = store.xy(i, j)

@@ -150,6 +150,15 @@ def test_a_scene_of_nothing_says_so(write_raster) -> None:
         scaling_of(path)
 
 
+def test_a_frame_of_zeros_is_suspected_to_be_nothing(write_raster) -> None:
+    array = np.full((3, 100, 100), 500, np.uint16)
+    array[:, :20] = 0
+    _, scaling, _ = scaling_of(write_raster(array))
+    assert "20% of it is exactly 0, and no nodata is declared" in scaling.notes[-1]
+    _, scaling, _ = scaling_of(write_raster(array, "b.tif", nodata=0))
+    assert len(scaling.notes) == 1
+
+
 def test_huge_floats_do_not_overflow(write_raster) -> None:
     array = np.full((1, 20, 20), 3e38, np.float32)
     array[0, 0, 0] = -3e38

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densedino.errors import ImageError, InputError
@@ -16,6 +16,7 @@ PLANS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(PLANS)
 def test_every_patch_is_in_one_block_and_every_block_in_its_own_tile(plan: TilePlan) -> None:
     counted = np.zeros(plan.grid, int)
@@ -29,6 +30,7 @@ def test_every_patch_is_in_one_block_and_every_block_in_its_own_tile(plan: TileP
     assert (counted == 1).all()
 
 
+@settings(deadline=None)
 @given(PLANS)
 def test_rows_are_finished_when_their_tiles_are(plan: TilePlan) -> None:
     for r in range(plan.shape[0]):
@@ -37,6 +39,7 @@ def test_rows_are_finished_when_their_tiles_are(plan: TilePlan) -> None:
         assert touching == list(range(plan.first_needed(r), r + 1))
 
 
+@settings(deadline=None)
 @given(PLANS)
 def test_tiles_end_inside_the_picture_and_are_all_of_one_size(plan: TilePlan) -> None:
     for r in range(plan.shape[0]):
@@ -47,6 +50,7 @@ def test_tiles_end_inside_the_picture_and_are_all_of_one_size(plan: TilePlan) ->
     assert (plan.weights() > 0).all()
 
 
+@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(1, 20))
 def test_weights_of_two_neighbours_sum_to_one(tile: int, overlap: int) -> None:
     overlap = min(overlap, tile // 2)

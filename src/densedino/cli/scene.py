@@ -107,7 +107,7 @@ def run_scene(
             advance=advance,
         )
     _say_report(report)
-    return 0
+    return 1 if report.valid == 0 else 0
 
 
 def _export(store: str, out: str, channels: str) -> int:
@@ -131,7 +131,12 @@ def _say_report(report: SceneReport) -> None:
         _note(f"seam error cosine of tiles to {where} in one piece: {error.mean:.4f} (5th percentile {error.low:.4f})")
     rate = f", {report.tiles / report.seconds:,.1f} tiles/s" if report.tiles else ""
     size = f"{report.grid[0]:,}×{report.grid[1]:,} patches"
+    size += f", {report.valid:,} of them valid" if report.valid is not None else ""
     print(f"{report.output}: {size}, {report.rows[0]:,} of {report.rows[1]:,} rows of tiles done now{rate}.")
+    if report.valid == 0:
+        print(
+            "No patch is valid: in each a pixel is nodata, transparent or NaN. If the nodata value is wrong: --nodata"
+        )
     suffix = report.output.suffix.lower()
     if suffix == ".zarr":
         print(f"Open: import xarray; scene = xarray.open_zarr({str(report.output)!r})")

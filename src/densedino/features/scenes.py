@@ -156,6 +156,14 @@ class SceneStore:
             patches[here], valid[here] = block.patches[there], block.valid[there]
         return patches, valid
 
+    def count_valid(self) -> int:
+        """How many patches are valid, of the blocks that stand."""
+        with reading(self.path):
+            table = self.dataset.to_table(columns=["grid_h", "grid_w", "valid"])
+        grids = zip(table["grid_h"].to_pylist(), table["grid_w"].to_pylist(), strict=True)
+        masks = (valid_of(bits, grid) for bits, grid in zip(table["valid"].to_pylist(), grids, strict=True))
+        return sum(int(mask.sum()) for mask in masks)
+
     def sample(self, count: int, *, seed: int = 0) -> NDArray[np.float16]:
         """About `count` valid patches [n, D], spread evenly over the blocks; the same ones on every call.
 

@@ -160,6 +160,8 @@ class SceneReport:
     """Run now."""
     rows: tuple[int, int]
     """Rows of tiles that were finished now, and all of them."""
+    valid: int | None
+    """Patches of the whole store all of whose pixels are real; None if it was written before."""
     damaged: int
     """Places that could not be read now; their patches are not valid."""
     seams: float | None
@@ -227,6 +229,7 @@ def extract_scene(
                 sink.append(blocks)
         share.wait()
         seconds = time.perf_counter() - start
+        valid = None if done else SceneStore(work).count_valid()
         error = measure_seam_error(job) if check and left and not share.rank else None
         if exports and not done and not share.rank:
             export_scene(SceneStore(work), output, channels=channels)
@@ -237,6 +240,7 @@ def extract_scene(
             grid=job.plan.grid,
             tiles=tiles,
             rows=(len(left), rows),
+            valid=valid,
             damaged=len(job.scene.damaged),
             seams=counter.ratio,
             error=error,

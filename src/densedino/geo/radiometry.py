@@ -254,8 +254,19 @@ def _percentile(scene: Scene, chosen: Chosen) -> Scaling:
         low, high = (float(value) for value in np.percentile(numbers, _PERCENTILES))
         lows.append(low)
         highs.append(high if high > low else low + 1.0)
+    notes = [_zeros(scene, chosen, size)] if all(scene.bands[place].nodata is None for place in chosen.places) else []
     spans = ", ".join(f"{n} {low:g}–{high:g}" for n, low, high in zip(chosen.names, lows, highs, strict=True))
-    return _between(lows, highs, kind="percentile", notes=[f"2nd to 98th percentile of the whole scene: {spans}"])
+    notes = [f"2nd to 98th percentile of the whole scene: {spans}", *filter(None, notes)]
+    return _between(lows, highs, kind="percentile", notes=notes)
+
+
+def _zeros(scene: Scene, chosen: Chosen, size: tuple[int, int]) -> str:
+    """A warning, where much of a scene that declares no nodata is exactly 0; "" where it is not."""
+    array, valid = scene.read((0, 0, *scene.size), bands=chosen.places, out=size)
+    share = float((valid & (array == 0).all(0)).mean())
+    return f"{share:.0%} of it is exactly 0, and no nodata is declared: if nothing is there, --nodata 0" * (
+        share > 0.05
+    )
 
 
 def _between(lows: Sequence[float], highs: Sequence[float], *, kind: str, notes: Sequence[str]) -> Scaling:
