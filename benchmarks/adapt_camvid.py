@@ -29,19 +29,19 @@ from densedino.engines.onnx import OnnxSession
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--fraction", type=float, default=0.05)
-    parser.add_argument("--steps", type=int, default=200, help="of LoRA")
+    parser.add_argument("--steps", type=int, default=150, help="of LoRA")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=1e-3, help="of LoRA")
+    parser.add_argument("--lr", type=float, default=3e-3, help="of LoRA")
     parser.add_argument("--tune", default="lora")
     parser.add_argument("--crop", type=int, default=224)
     parser.add_argument("-o", "--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         out = args.out or Path(scratch)
-        results = [one(args, out, seed) for seed in range(args.seeds)]
+        results = [one(args, out, seed) for seed in args.seeds]
         row("frozen, linear", [r.frozen for r in results])
         row(f"{args.tune}, linear", [r.score for r in results])
         row("gain", [r.score - (r.frozen or 0) for r in results])
@@ -54,7 +54,7 @@ def one(args: argparse.Namespace, out: Path, seed: int) -> Adapted:
     )
     config = AdaptConfig(
         task=Task(kind="segmentation", ignore=11),
-        tune=TuneConfig(kind=args.tune, rank=args.rank, alpha=2 * args.rank),
+        tune=TuneConfig(kind=args.tune, rank=args.rank, alpha=2 * args.rank, lr_multiplier=1.0),
         fit=FitConfig(steps=400, every=400, batch_size=8, patience=0),
         fit_together=together,
         augment=Augment(crop=args.crop),

@@ -40,6 +40,7 @@ def test_squares_are_found(masks: Path, tmp_path: Path) -> None:
     assert prediction.labels is not None and prediction.labels.shape == (64, 80)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["score"]["value"] == result.score and len(report["history"]["head"]) == 2
+    assert (tmp_path / "out" / "examples.png").stat().st_size > 1000
     assert report["backbone"]["licence"] and report["train"] and report["val"]
 
 

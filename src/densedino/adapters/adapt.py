@@ -20,6 +20,7 @@ from densedino.adapters.batches import Augment, CroppedPictures, StoredTokens, o
 from densedino.adapters.fit import FitConfig, Fitted, Progress, fit
 from densedino.adapters.heads import HeadConfig, KnnHead, build_head, head_layers, needs_pixels
 from densedino.adapters.labels import read_labelled, read_truth
+from densedino.adapters.shown import draw_examples
 from densedino.adapters.tasks import NOT_COUNTED, Meter, Task, answer, task_loss
 from densedino.adapters.tuning import TuneConfig, trained_backbone, tune
 from densedino.checkpoint import atomic_path
@@ -27,6 +28,7 @@ from densedino.config import to_dict
 from densedino.errors import InputError
 from densedino.features.extract import extract
 from densedino.features.extractor import load
+from densedino.features.sheet import save_png
 from densedino.features.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class AdaptConfig:
     tune: TuneConfig = field(default_factory=TuneConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     """Of the head, on frozen features."""
-    fit_together: FitConfig = field(default_factory=lambda: FitConfig(lr=5e-4, every=100))
+    fit_together: FitConfig = field(default_factory=lambda: FitConfig(steps=300, lr=3e-3))
     """Of head and backbone, on crops; also of a head that needs pixels."""
     augment: Augment = field(default_factory=Augment)
     resize: int | tuple[int, int] | None = None
@@ -147,7 +149,13 @@ def adapt(
     with atomic_path(folder / "report.json") as scratch:
         scratch.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if not (folder / DESCRIPTION).exists():
-        write_adapter(folder, Adapter(dino, work.head, work.spec), score=score)
+        adapter = Adapter(dino, work.head, work.spec)
+        if labelled.task.kind != "classification" and dino.transform.in_chans == 3:
+            heading = (
+                f"{labelled.task.metric} {fitted.score:.2f}: {config.head.kind}, {config.tune.kind} {dino.card.name}"
+            )
+            save_png(draw_examples(adapter, labelled.val, heading=heading), folder / "examples.png", facts={})
+        write_adapter(folder, adapter, score=score)
     return Adapted(
         output=folder,
         metric=labelled.task.metric,

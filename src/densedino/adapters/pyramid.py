@@ -134,7 +134,8 @@ class AdapterHead(nn.Module):
             more = (0, width % 2, 0, height % 2)
             pixels = F.pad(pixels, [16 * n for n in more], mode="replicate")
             taps = [_continued(tap, more) for tap in taps]
-        return self.levels(self.adapter(pixels, taps))[:, :, : 4 * height, : 4 * width]
+        made = self.adapter(pixels, taps)
+        return self.levels([torch.cat(list(made.fine), dim=2), *made.coarse])[:, :, : 4 * height, : 4 * width]
 
 
 def _continued(tap: Tap, more: tuple[int, int, int, int]) -> LayerTokens:

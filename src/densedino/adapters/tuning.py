@@ -18,6 +18,10 @@ Kind = Literal["frozen", "lora", "dora", "norm-bias", "full"]
 _UNUSED = ("mask_token", "local_cls_norm.")  # of pretraining alone
 
 
+LR_MULTIPLIERS = {"frozen": 1.0, "lora": 1.0, "dora": 1.0, "norm-bias": 0.3, "full": 0.03}
+"""Low-rank changes begin at nothing and want large steps; weights that know something want small ones."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
     """What of the backbone is trained along with the head."""
@@ -29,19 +33,24 @@ class TuneConfig:
     alpha: float = 16.0
     targets: tuple[str, ...] = ("attn.qkv",)
     """Of LoRA and DoRA: ends of layers' names."""
-    lr_multiplier: float = 1.0
-    """Of the backbone's learning rate to the head's; full training wants less than 1."""
+    lr_multiplier: float | None = None
+    """Of the backbone's learning rate to the head's; None for what the kind stands, see `LR_MULTIPLIERS`."""
     layer_decay: float = 0.75
     """Full: of the learning rate from each block to the one before (BEiT, arXiv:2106.08254)."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UnknownNameError("tuning", self.kind, get_args(Kind))
-        if self.lr_multiplier <= 0 or not 0 < self.layer_decay <= 1:
+        if (self.lr_multiplier is not None and self.lr_multiplier <= 0) or not 0 < self.layer_decay <= 1:
             raise InputError(
                 f"lr_multiplier {self.lr_multiplier}, layer_decay {self.layer_decay}: the first is above 0, the second "
                 "in (0, 1]."
             )
+
+    @property
+    def multiplier(self) -> float:
+        """Of the backbone's learning rate."""
+        return LR_MULTIPLIERS[self.kind] if self.lr_multiplier is None else self.lr_multiplier
 
     @property
     def lora(self) -> LoraConfig | None:
@@ -73,7 +82,7 @@ def tune(model: nn.Module, config: TuneConfig, *, seed: int = 0) -> list[dict[st
     for name, parameter in model.named_parameters():
         if name in free:
             parameter.requires_grad_(True)
-            multiplier = config.lr_multiplier * decay ** (last - layers[name])
+            multiplier = config.multiplier * decay ** (last - layers[name])
             decays = 1.0 if parameter.ndim > 1 and config.kind != "norm-bias" else 0.0
             group = {"params": [], "lr_multiplier": multiplier, "wd_multiplier": decays}
             groups.setdefault((multiplier, decays), group)["params"].append(parameter)
