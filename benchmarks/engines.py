@@ -3,6 +3,8 @@
     python benchmarks/engines.py                                   ViT-S and ViT-B, 224 and 512 px, batch 1 and 8
     python benchmarks/engines.py --models vits16 --sizes 1024 --batches 1 --ways openvino:bf16
     python benchmarks/engines.py --clock cpu --threads 1           on a machine that others use too
+    python benchmarks/engines.py --models vitt16 vits16 vitb16 vitl16 convnext_tiny --sizes 224 512 1024 --memory
+                                                                   the whole grid, hours
 
 A number is how many times as fast as transformers a way is (above 1: faster), with the least and the mean cosine of
 its patch tokens with float32 eager. Weights are random, of a size such that every block does something: speed does not
@@ -31,6 +33,7 @@ import torch.nn.functional as F
 from densedino.engines.choice import build_engine, choose_engine
 from densedino.engines.eager import EagerEngine
 from densedino.models.catalog import ViTSpec, create_model
+from densedino.weights.loading import load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
     from densedino.models.vit import VisionTransformer
 
 CPU = torch.device("cpu")
-WAYS = ("eager:fp32", "eager:bf16", "openvino:fp32", "openvino:bf16", "openvino:int8", "onnx:fp32")
+WAYS = ("eager:fp32", "eager:bf16", "openvino:fp32", "openvino:bf16", "openvino:int8", "quantize:int8", "onnx:fp32")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 TIMM = {"vitt16": "vit_tiny_patch16_dinov3_qkvb", "vits16": "vit_small_patch16_dinov3_qkvb"}
 TIMM |= {"vitb16": "vit_base_patch16_dinov3_qkvb", "vitl16": "vit_large_patch16_dinov3_qkvb"}
@@ -85,6 +88,12 @@ def timm_eager(name: str) -> Callable[[torch.Tensor], object]:
 
 def way_of(way: str, model: VisionTransformer | ConvNeXt) -> Callable[[torch.Tensor], object]:
     engine, _, precision = way.partition(":")
+    if engine == "quantize":  # calibrated, as by `densedino quantize`; on noise, like what is timed
+        from densedino.engines.quantized import Quantized, calibrate, quantized_engine
+
+        images = torch.randn(16, 1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+        card = load_weights("debug_vit", weights="random")[1]
+        return quantized_engine(Quantized(calibrate(model, list(images), to=precision), model, card, precision, {}))
     choice = choose_engine(engine, precision=precision or "auto", device=CPU, parameters=0)
     return build_engine(choice, model, device=CPU)
 
@@ -163,7 +172,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["vits16", "vitb16"], choices=list(TIMM))
     parser.add_argument("--sizes", nargs="+", type=int, default=[224, 512])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), help="engine:precision; also compile:fp32 and so on")
+    parser.add_argument(
+        "--ways", nargs="+", default=list(WAYS), help="engine:precision; also compile:bf16, quantize:int4 …"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
