@@ -39,7 +39,7 @@ def store(tmp_path_factory):
 
 
 def key_of(store, name):
-    return next(key for key in store.keys() if key.endswith(f"{name}.png"))
+    return next(key for key in list(store.keys()) if key.endswith(f"{name}.png"))
 
 
 def covers(box, place):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -33,17 +33,28 @@ def strips(store: SceneStore) -> Iterator[Strip]:
     """Rows of patches of a scene, a few at a time, with a row more on each side where there is one.
 
     Yields:
-        First row without those; patches [h, w, D]; and which are known [h, w], that is have at least one real pixel.
+        First row without those; patches [h, w, D]; and which are known [h, w]: valid ones, and those at the lower and
+        right edge that the picture fills in part.
     """
     held: tuple[int, int, NDArray[np.float16], NDArray[Any]] | None = None
     for top in range(0, store.grid[0], _STRIP):
         first, end = max(top - 1, 0), min(top + _STRIP + 1, store.grid[0])
         if held is None or not (held[0] <= first and end <= held[1]):
             reach = min(first + 16 * _STRIP, store.grid[0])  # blocks are read once or twice, not every time
-            patches, _ = store.read(rows=(first, max(reach, end)))
-            held = (first, max(reach, end), patches, np.any(patches, axis=-1))
+            patches, valid = store.read(rows=(first, max(reach, end)))
+            held = (first, max(reach, end), patches, _known(valid, store, last=max(reach, end) == store.grid[0]))
         part = slice(first - held[0], end - held[0])
         yield top, held[2][part], held[3][part]
+
+
+def _known(valid: NDArray[np.bool_], store: SceneStore, *, last: bool) -> NDArray[np.bool_]:
+    height, width = store.metadata["scene"]["size"]
+    known = valid.copy()
+    if last and height % store.stride and len(known) > 1:
+        known[-1] = known[-2]
+    if width % store.stride and known.shape[1] > 1:
+        known[:, -1] = known[:, -2]
+    return known
 
 
 def to_pixels(values: Tensor, known: NDArray[np.bool_], *, top: int, store: SceneStore) -> tuple[Tensor, Tensor]:

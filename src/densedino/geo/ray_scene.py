@@ -82,6 +82,7 @@ class _Worker:
         torch.set_num_threads(threads)
         self._job = SceneJob(load(), sources, options)
         if self._job.metadata["fingerprint"] != fingerprint:
+            self.close()
             raise InputError(
                 "a worker sees another scene or loads other weights than the process that began. Put the same files "
                 "and one version of densedino on every machine."
@@ -94,3 +95,7 @@ class _Worker:
         for blocks in self._job.mosaic().rows(left):
             sink.append(blocks)
         return {"tiles": len(row["task"]) * self._job.plan.shape[1]}
+
+    def close(self) -> None:
+        """Close the scene."""
+        self._job.scene.close()

@@ -60,7 +60,7 @@ def _to_grid(points: NDArray[np.float64], crs: str | None, store: SceneStore) ->
                     from rasterio.warp import transform
 
                     x, y = (np.asarray(axis) for axis in transform(source, target, x.tolist(), y.tolist()))
-        except module.errors.RasterioError as error:
+        except (module.errors.RasterioError, ValueError) as error:
             raise InputError(f"the labels are in coordinates {crs!r} that are not known: {error}.") from error
     elif crs is not None:
         raise InputError(f"the labels are in {crs}, but the scene has no coordinates. Give labels in its pixels.")
@@ -134,7 +134,7 @@ def tokens_at(store: SceneStore, samples: Samples) -> tuple[torch.Tensor, torch.
         inside = ((samples.cells >= block.origin) & (samples.cells < np.add(block.origin, block.valid.shape))).all(1)
         cells = samples.cells[inside] - block.origin
         there = block.patches[cells[:, 0], cells[:, 1]]
-        real = there.any(1)
+        real = block.valid[cells[:, 0], cells[:, 1]]
         tokens.append(there[real].astype(np.float32))
         shares.append(samples.shares[inside][real])
     if not tokens or not sum(len(part) for part in tokens):
