@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -17,6 +17,9 @@ from densedino.adapters.heads import HEADS, HeadConfig
 from densedino.adapters.tasks import Task
 from densedino.adapters.tuning import TuneConfig
 from densedino.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SHORT = AdaptConfig(
     task=Task(kind="segmentation"),

