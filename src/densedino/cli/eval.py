@@ -161,6 +161,9 @@ def _say_results(results: Mapping[str, Any], output: Path) -> None:
             f"  {row['model']:<24}{row['head']:<12}{metric['mean']:8.2f} ± {metric['std']:.2f}  [{low:.2f}, {high:.2f}]"
             f"  {row['seeds']} {'seed' if row['seeds'] == 1 else 'seeds'}"
         )
+        if known := row.get("published"):
+            ours = row["metrics"][known["metric"]]["mean"]
+            print(f"      {known['metric']}: {ours:.3f} here, {known['value']:g} published ({known['source']})")
     print(f"Report: {output / 'report.html'}; numbers: {output / 'results.json'}")
 
 

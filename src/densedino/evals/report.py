@@ -109,11 +109,14 @@ def render(results: Mapping[str, Any], plot: str, *, files: Mapping[str, Any]) -
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(rows[0]["metrics"])
-    heads = "".join(f"<th>{escape(name)}" for name in ["model", "head", "seeds", *names, "difference to the first"])
+    last = ["published", "difference to the first"]
+    heads = "".join(f"<th>{escape(name)}" for name in ["model", "head", "seeds", *names, *last])
     lines = []
     for row in rows:
         cells = [escape(row["model"]), escape(row["head"]), str(row["seeds"])]
         cells += [_cell(row["metrics"].get(name), row["seeds"]) for name in names]
+        known = row.get("published")
+        cells.append(escape(f"{known['metric']} {known['value']:g}") if known else "–")
         cells.append(_gap(row.get("against_first")))
         lines.append("<tr>" + "".join(f"<td>{cell}" for cell in cells))
     return f"<table><tr>{heads}{''.join(lines)}</table>"

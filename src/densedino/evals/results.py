@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from densedino.evals.published import published_value
 from densedino.evals.statistics import bootstrap, difference, interval, summary, total
 
 if TYPE_CHECKING:
@@ -29,11 +30,13 @@ def results_of(
     scores: Mapping[tuple[str, str, int], Scores],
     *,
     manifest_sha256: str,
+    weights: Mapping[str, str],
 ) -> dict[str, Any]:
     """Everything that a run found, without times and paths: equal for equal runs.
 
     Every row is a backbone with a head. `interval` is the 95 % of a bootstrap over images and seeds; `against_first`
-    is the difference to the first model with the same head (the first row for others), from paired draws.
+    is the difference to the first model with the same head (the first row for others), from paired draws. `weights`
+    names those of each model, for which a figure may have been published.
     """
     runs: dict[tuple[str, str], list[Scores]] = {}
     for (model, head, _), one in scores.items():
@@ -57,6 +60,9 @@ def results_of(
             gap = metrics[headline]["mean"] - _metric([figures(total(one))[headline] for one in runs[first]])["mean"]
             bounds = [_rounded(v) for v in difference(draws[row], draws[first])]
             entry["against_first"] = {"row": list(first), "difference": _rounded(gap), "interval": bounds}
+        found_elsewhere = published_value(protocol.name, data.layout, weights.get(row[0], ""), folder=plan.data.name)
+        if found_elsewhere is not None:
+            entry["published"] = {"metric": found_elsewhere[0], "value": found_elsewhere[1], "source": "model card"}
         rows.append(entry)
     return {
         "protocol": protocol.name,

@@ -70,8 +70,8 @@ def find_retrieval(root: Path) -> Dataset:
         )
     if list(root.glob("gnd_*.pkl")):
         raise InputError(
-            f"{str(root)!r} has its ground truth as a pickle, which can run anything when it is read; nothing is unpickled "
-            "here. Where you trust it, write it with Python's json as gnd_*.json: imlist, qimlist, gnd with easy, hard, junk."
+            f"{str(root)!r} has its ground truth as a pickle, which can run anything when it is read; here nothing is "
+            "unpickled. Where you trust it, write it as gnd_*.json: imlist, qimlist, gnd with easy, hard, junk."
         )
     return find_labelled(root)
 

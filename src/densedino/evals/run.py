@@ -93,7 +93,8 @@ def evaluate(plan: Plan, *, narrator: Narrator, workers: int | None = None) -> d
     jobs = [job for job in jobs_of(plan, protocol, data) if not job.path.is_file()]
     _run_all(jobs, narrator, workers=torch.get_num_threads() if workers is None else workers)
     done = {(job.model, job.head, job.seed): folder.load_scores(job.path) for job in jobs_of(plan, protocol, data)}
-    results = results_of(plan, protocol, data, done, manifest_sha256=digest)
+    named = {model: one["weights"]["name"] for model, one in folder.read("models.json").items() if "weights" in one}
+    results = results_of(plan, protocol, data, done, manifest_sha256=digest, weights=named)
     folder.write("results.json", results)
     write_report(folder, results)
     narrator.say(f"report     {plan.output / 'report.html'}")
