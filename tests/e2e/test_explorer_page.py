@@ -7,6 +7,7 @@ there is no browser the test is skipped and says so; where DENSEDINO_CHROMIUM na
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import itertools
 import json
@@ -136,10 +137,9 @@ def browser(tmp_path):
         browser.close()
 
 
-@pytest.fixture
-def address(tmp_path):
-    """A server with the package's own weights and a collection of three photos."""
-    command = [sys.executable, "-m", "densedino", "serve", str(PHOTOS), "--port", "0", "--no-browser", "--log", "text"]
+@contextlib.contextmanager
+def serving(tmp_path, *arguments):
+    command = [sys.executable, "-m", "densedino", "serve", *arguments, "--port", "0", "--no-browser", "--log", "text"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
@@ -148,6 +148,13 @@ def address(tmp_path):
             process.terminate()
             assert process.wait(60) == 0, (tmp_path / "log").read_text()
             process.stdout.close()
+
+
+@pytest.fixture
+def address(tmp_path):
+    """A server with the package's own weights and a collection of three photos."""
+    with serving(tmp_path, str(PHOTOS)) as address:
+        yield address
 
 
 SETTLED = (
@@ -268,3 +275,29 @@ def test_a_frame_of_three_images_of_64_by_64_patches_takes_no_longer_than_a_scre
     frames = sorted(browser.evaluate("densedino.timing().slice(-40)"))
     print("milliseconds per frame:", frames[0], frames[len(frames) // 2], frames[-1])
     assert frames[len(frames) // 2] <= 16, frames
+
+
+def test_a_scene_is_a_map_whose_link_restores_place_and_points(browser, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((1920, 1440)).save(tmp_path / "scene.tif")
+    with serving(tmp_path, str(tmp_path / "scene.tif"), "--model", "debug_vit", "--weights", "random") as address:
+        browser.call("Page.navigate", url=address)
+        browser.wait_for("window.densedino?.state.images.length > 0")
+        browser.wait_for("densedino.state.images.every(i => i.field)")
+        browser.mouse("move", "#wall", 0.45, 0.4)
+        browser.wait_for("densedino.state.images.some(i => i.tile.root.dataset.drawn === 'glow')")
+        before = browser.evaluate("densedino.state.images.map(i => i.id).sort().join()")
+        for _ in range(4):
+            browser.key("+")
+        browser.wait_for(f"densedino.state.images.map(i => i.id).sort().join() !== '{before}'")
+        browser.wait_for("densedino.state.images.every(i => i.field && i.id.startsWith('t0-'))")
+        browser.key("2")
+        browser.mouse("click", "#wall", 0.45, 0.4)
+        browser.wait_for("document.querySelectorAll('.pin').length === 1")
+        link = browser.evaluate("location.href")
+        assert "v=" in link and "p=t0-" in link
+        browser.call("Page.navigate", url="about:blank")
+        browser.call("Page.navigate", url=link)
+        browser.wait_for("document.querySelectorAll('.pin').length === 1")
+        assert browser.evaluate("location.href") == link
+        assert not browser.of("Runtime.exceptionThrown")

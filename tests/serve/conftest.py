@@ -70,7 +70,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(dino, settings, *, collection=None):
+def running(dino, settings, *, collection=None, scene=None):
     up, stops, failed = threading.Event(), [], []
 
     def started(service, stop):
@@ -79,7 +79,7 @@ def running(dino, settings, *, collection=None):
 
     def run():
         try:
-            serve(dino, sock, settings, collection=collection, started=started)
+            serve(dino, sock, settings, collection=collection, scene=scene, started=started)
         except BaseException as error:
             failed.append(error)
         finally:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import threading
-from pathlib import Path  # noqa: TC003 (tyro reads the annotations)
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -14,9 +15,12 @@ from densedino.errors import require
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from densedino.features.extractor import FeatureExtractor
     from densedino.serve.collection import Collection
+    from densedino.serve.scene_map import SceneMap
     from densedino.serve.service import Service
     from densedino.serve.settings import Settings
+    from densedino.weights.card import WeightsCard
 
 __all__ = ["run"]
 
@@ -67,7 +71,7 @@ def run(
         max_pixels: of one image.
         max_tokens: larger images are made smaller until they have at most so many patches.
         max_requests: images worked on or waiting; the next one is refused with 429.
-        max_wait: seconds that an image may wait for the model; beyond, it is refused with 429.
+        max_wait: seconds that an answer may take; an image that would be later is refused with 429.
         max_batch: images run at once.
         decoders: processes that decode images.
         log: json (a line per request), text (what goes wrong), auto: text on a terminal, else json.
@@ -102,12 +106,15 @@ def _serve(
     from densedino.serve.collection import open_collection
     from densedino.serve.running import listen, serve, write_log
 
-    collection = open_collection(inputs)
+    of_scene, card = _scene_of(inputs)
+    collection = open_collection(() if of_scene else inputs)
     with listen(settings) as sock:
-        if collection.store is not None and model is None and how["weights"] is None:
-            model = collection.store.card.name
+        card = collection.store.card if collection.store is not None else card
+        if card is not None and model is None and how["weights"] is None:
+            model = card.name
         dino = load(model, **how)
         collection.check_model(dino)
+        scene = _open_scene(inputs[0], dino) if of_scene else None
         write_log(log if log != "auto" else "text" if sys.stderr.isatty() else "json")
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{sock.getsockname()[1]}/"
@@ -117,7 +124,29 @@ def _serve(
             if browser:
                 _open_browser(address)
 
-        serve(dino, sock, settings, collection=collection, started=started)
+        serve(dino, sock, settings, collection=collection, scene=scene, started=started)
+
+
+def _scene_of(inputs: tuple[str, ...]) -> tuple[bool, WeightsCard | None]:
+    """Whether a raster or a scene's store is to be shown as a map, and the store's weights.
+
+    That needs rasterio; without it a TIFF is one image.
+    """
+    if len(inputs) != 1 or importlib.util.find_spec("rasterio") is None:
+        return False, None
+    path = Path(inputs[0])
+    if path.is_file():
+        return path.suffix.lower() in (".tif", ".tiff", ".vrt"), None
+    from densedino.serve.scene_map import scene_card
+
+    card = scene_card(path)
+    return card is not None, card
+
+
+def _open_scene(given: str, dino: FeatureExtractor) -> SceneMap:
+    from densedino.serve.scene_map import open_scene
+
+    return open_scene(given, dino)
 
 
 def _say_start(service: Service, settings: Settings, collection: Collection, address: str) -> None:
@@ -129,6 +158,9 @@ def _say_start(service: Service, settings: Settings, collection: Collection, add
     print(f"decoding   {settings.decoders} processes of their own, {sealed}", file=sys.stderr)
     if len(collection):
         print(f"images     {len(collection):,}, of {'a store' if collection.store else 'files'}", file=sys.stderr)
+    if service.scene is not None:
+        height, width = service.scene.scene.size
+        print(f"scene      {height:,}×{width:,} pixels, {service.scene.levels} zoom levels", file=sys.stderr)
     access = "this machine only" if settings.token is None else "whoever has the token"
     print(f"access     {access}; Ctrl-C stops", file=sys.stderr)
     print(address, flush=True)

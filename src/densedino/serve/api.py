@@ -16,6 +16,7 @@ from densedino.serve.guard import Guard
 from densedino.serve.image_routes import add_features, add_points
 from densedino.serve.page import page_files
 from densedino.serve.refusal import RefusalError, error_body
+from densedino.serve.scene_routes import add_scene
 from densedino.serve.service import Service
 
 __all__ = ["create_app"]
@@ -38,6 +39,7 @@ def create_app(service: Service) -> FastAPI:
     add_points(app, service)
     add_search(app, service)
     add_collection(app, service)
+    add_scene(app, service)
     _add_page(app)
     app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
     return app

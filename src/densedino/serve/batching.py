@@ -62,7 +62,8 @@ class Batcher:
         Args:
             run: the model, on images of one size; called in a thread of its own, which has the cores to itself.
             max_batch: images at once.
-            max_wait: seconds between arrival and the model, at most.
+            max_wait: seconds from arrival in which an image is to be done. One that cannot be is refused; but an idle
+                model takes any.
             ran: told of every batch how many images and seconds it had.
         """
         self._run, self._ran = run, ran
@@ -97,17 +98,22 @@ class Batcher:
         left = max(0.0, self._running * self._per_token - (time.monotonic() - self._since)) if self._running else 0.0
         return left + sum(one.tokens for one in self._waiting) * self._per_token
 
-    def check(self) -> None:
-        """Raise if an image that came now would wait too long.
+    def check(self, tokens: int = 0) -> None:
+        """Raise if an image of so many patches that came now would be late.
 
         Raises:
             RefusalError: 429, with the seconds after which it would not.
         """
-        if (wait := self.expected_wait()) > self._max_wait:
+        allowed = self._max_wait - self._own_seconds(tokens)
+        if (wait := self.expected_wait()) > allowed:
             raise busy(
-                f"The queue is {wait:.1f} s long; at most {self._max_wait:g} s are allowed.",
-                after=wait - self._max_wait,
+                f"The queue is {wait:.1f} s long, and answers are to take no more than {self._max_wait:g} s.",
+                after=wait - allowed,
             )
+
+    def _own_seconds(self, tokens: int) -> float:
+        """What a whole batch of such images takes, up to half the time allowed: one that is slow by itself may run."""
+        return min(self._per_token * min(tokens * self._max_batch, _BATCH_TOKENS), self._max_wait / 2)
 
     async def submit(
         self, prepared: Prepared, *, layers: tuple[int, ...] = (), arrived: float | None = None
@@ -120,9 +126,9 @@ class Batcher:
             arrived: `time.monotonic()` when the request came, from which its waiting is counted; now if not given.
 
         Raises:
-            RefusalError: 429: it would wait, or has waited, longer than `max_wait`.
+            RefusalError: 429: it would be done later than `max_wait` after it came.
         """
-        self.check()
+        self.check(prepared.valid.numel())
         start = time.monotonic() if arrived is None else arrived
         one = _Waiting(prepared, layers, start + self._max_wait, asyncio.get_running_loop().create_future())
         self._waiting.append(one)
@@ -141,9 +147,9 @@ class Batcher:
     def _next(self) -> list[_Waiting]:
         """Take the oldest that may still run, and those that can go with it."""
         now = time.monotonic()
-        for one in [one for one in self._waiting if one.deadline < now or one.result.cancelled()]:
+        for one in [one for one in self._waiting if one.deadline < now + self._own_seconds(one.tokens)]:
             self._waiting.remove(one)
-            self._refuse(one, f"It waited {self._max_wait:g} s and its turn had not come.")
+            self._refuse(one, "It waited, and would have been late.")
         batch: list[_Waiting] = []
         for one in self._waiting:
             fits = sum(other.tokens for other in batch) + one.tokens <= _BATCH_TOKENS

@@ -102,6 +102,7 @@ def add_collection(app: FastAPI, service: Service) -> None:
             searchable=collection.searchable,
             stored=collection.store is not None,
             layers=list(collection.store.metadata["layers"]) if collection.store is not None else [],
+            scene=service.scene is not None,
             items=[schema.Item(item=first + place, name=name) for place, name in enumerate(names)],
         )
 

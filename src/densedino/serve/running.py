@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from densedino.features.extractor import FeatureExtractor
     from densedino.serve.collection import Collection
+    from densedino.serve.scene_map import SceneMap
     from densedino.serve.settings import Settings
 
 __all__ = ["listen", "serve", "write_log"]
@@ -56,6 +57,7 @@ def serve(
     settings: Settings,
     *,
     collection: Collection | None = None,
+    scene: SceneMap | None = None,
     started: Callable[[Service, Callable[[], None]], None] = lambda service, stop: None,
 ) -> None:
     """Answer requests until SIGTERM or SIGINT, then those that were let in; a second signal ends at once.
@@ -65,19 +67,19 @@ def serve(
         sock: from `listen`.
         settings: limits.
         collection: images to show and to search.
+        scene: to show as a map.
         started: called once requests are taken, with a function that does what SIGTERM does.
     """
-    asyncio.run(_serve(dino, sock, settings, collection, started))
+    asyncio.run(_serve(Service(dino, settings, collection=collection, scene=scene), sock, settings, started))
 
 
 async def _serve(
-    dino: FeatureExtractor,
+    service: Service,
     sock: socket.socket,
     settings: Settings,
-    collection: Collection | None,
     started: Callable[[Service, Callable[[], None]], None],
 ) -> None:
-    async with Service(dino, settings, collection=collection) as service:
+    async with service:
         config = uvicorn.Config(
             create_app(service),
             http=_protocol(settings),

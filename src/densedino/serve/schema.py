@@ -15,6 +15,7 @@ __all__ = [
     "Item",
     "Model",
     "Models",
+    "SceneInfo",
     "SearchRequest",
     "SearchResult",
     "Segmented",
@@ -130,7 +131,20 @@ class CollectionInfo(_Strict):
     searchable: int
     stored: bool = Field(description="features are those of a store; else they are computed")
     layers: list[int] = Field(description="that a store has besides the last")
+    scene: bool = Field(description="there is a scene instead: see /v1/scene")
     items: list[Item]
+
+
+class SceneInfo(_Strict):
+    """The scene that the server was started with."""
+
+    size: Grid
+    grid: Grid
+    stride: int
+    tile: int = Field(description="patches on a side of a tile")
+    levels: int = Field(description="0 is full size; each next one half of it; at the last, one tile shows all")
+    stored: bool
+    metres_per_pixel: float | None
 
 
 def _refused(what: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from densedino.features.tokens import Features
     from densedino.images.decoding import Pixels
     from densedino.images.transforms import Prepared, Transform
+    from densedino.serve.scene_map import SceneMap
     from densedino.serve.settings import Settings
 
 __all__ = ["Service", "View"]
@@ -56,10 +57,18 @@ class Service:
         features = await service.features(data)
     """
 
-    def __init__(self, dino: FeatureExtractor, settings: Settings, *, collection: Collection | None = None) -> None:
+    def __init__(
+        self,
+        dino: FeatureExtractor,
+        settings: Settings,
+        *,
+        collection: Collection | None = None,
+        scene: SceneMap | None = None,
+    ) -> None:
         """Nothing is started yet."""
         self.dino, self.settings = dino, settings
         self.collection = collection or Collection((), ())
+        self.scene = scene
         self.metrics = Metrics()
         self.decoders = Decoders(settings, in_chans=dino.transform.in_chans, replaced=self.metrics.decoder_replaced)
         self.batcher = Batcher(
@@ -168,6 +177,34 @@ class Service:
 
     async def _file(self, item: int) -> bytes:
         return await self.thread(lambda: self.collection.read(item, limit=_LARGEST_FILE))
+
+    async def tile_features(self, place: tuple[int, int, int], view: View) -> Features:
+        """Features of a tile of the scene, B = 1. Raises as `features`."""
+        scene = self.check_tile(place)
+        if scene.store is not None:
+            if view.layers:
+                raise InputError("a scene's store has the last layer only; leave layers out.")
+            stored = await self.thread(lambda: scene.stored(place))
+            assert stored is not None
+            return stored
+        if view.layers:
+            block_indices(view.layers, self.dino.model.depth)
+        arrived = time.monotonic()
+        async with self.admitted():
+            prepared, skip = await self.thread(lambda: scene.prepared(place, self.dino))
+            features = await self.batcher.submit(prepared, layers=view.layers, arrived=arrived)
+        return scene.cut(features, place, skip)
+
+    async def tile_picture(self, place: tuple[int, int, int]) -> bytes:
+        """A JPEG of a tile of the scene."""
+        scene = self.check_tile(place)
+        return await self.thread(lambda: scene.picture(place))
+
+    def check_tile(self, place: tuple[int, int, int]) -> SceneMap:
+        """The scene, or a 404 if there is none, or no such tile in it."""
+        if self.scene is None or place not in self.scene:
+            raise RefusalError(404, "There is no such tile, or no scene.", kind="not_found")
+        return self.scene
 
     def check_item(self, item: int) -> None:
         """Raise a 404 if there is no such image."""

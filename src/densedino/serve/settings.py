@@ -53,7 +53,7 @@ class Settings:
     max_buffered: int = 256 * 2**20
     """Bytes of all requests that are being received."""
     max_wait: float = 5.0
-    """Seconds: an image that would wait longer for the model is refused (429), also if it was let in before."""
+    """Seconds: an image that would be done later than that is refused (429), also if it was let in before."""
     max_batch: int = 8
     """Images run at once."""
     decoders: int = 2

@@ -54,6 +54,7 @@ export const search = async (vector, k) => (await call("/v1/search", { body: JSO
 export async function features(source, { tokens, layer, busy, signal }) {
   const query = new URLSearchParams({ format: "safetensors", dtype: "int8", parts: "patches", tokens });
   if (layer !== null) query.set("layers", layer);
+  if (source.path?.startsWith("/v1/scene/")) query.delete("tokens");
   const answer = source.file
     ? await call(`/v1/features?${query}`, { body: source.file, type: "application/octet-stream", busy, signal })
     : await call(`${source.path}/features?${query}`, { busy, signal });

@@ -5,19 +5,21 @@ import { heat } from "./colours.js";
 import { kernel } from "./dot.js";
 import * as kept from "./kept.js";
 import * as link from "./link.js";
+import { SceneMap } from "./map.js";
 import { draw, forgetDrawn, HINTS, timing } from "./modes.js";
 import { Tile } from "./tile.js";
 
 const $ = (id) => document.getElementById(id);
 const STEPS = [256, 576, 1600, 4096]; // patches of the slider "Detail"
 const FIRST = 256; // shown at once, while more are computed
+const MOVE = " Drag to move, wheel or + and − to zoom.";
 const SAMPLES = ["chelsea.jpg", "astronaut.jpg", "coffee.jpg"];
 
 const state = { ...link.read(location.hash), images: [], hover: null, sign: 1, painted: "" };
 const wanted = { held: state.held, pins: state.pins }; // of the link, until their images are there
 state.held = null;
 state.pins = [];
-let model = null, collection = null, due = false, touched = false;
+let model = null, collection = null, map = null, due = false, touched = false;
 window.densedino = { state, timing, kernel };
 
 const toast = (text) => {
@@ -39,7 +41,7 @@ function redraw() {
 
 function changed({ fresh = false } = {}) {
   if (fresh) forgetDrawn(state);
-  history.replaceState(null, "", `#${link.write(state)}`);
+  history.replaceState(null, "", `#${link.write(state, map?.view)}`);
   redraw();
 }
 
@@ -78,6 +80,31 @@ function remove(image) {
   changed({ fresh: true });
 }
 
+// ---- the map of a scene ----
+
+function openMap(scene) {
+  document.body.classList.add("mapped");
+  map = new SceneMap(scene, $("wall"), {
+    add: (image) => {
+      listen(image);
+      state.images.push(image);
+      return load(image);
+    },
+    drop: (image) => {
+      image.abort?.abort();
+      image.tile.root.remove();
+      state.images = state.images.filter((other) => other !== image);
+      if (state.hover?.image === image) state.hover = null;
+      state.painted = "";
+      redraw();
+    },
+    moved: () => changed(),
+  });
+  if (state.view) map.view = state.view;
+  map.update();
+  setMode(state.mode);
+}
+
 function arrange() {
   document.body.classList.toggle("empty", !state.images.length);
   markLibrary();
@@ -86,6 +113,7 @@ function arrange() {
 
 // The largest height of a row at which all images are seen at once, if they can be.
 function layOut() {
+  if (map) return;
   const wall = $("wall"), width = wall.clientWidth - 36, aspects = state.images.map((image) => image.tile.aspect), gap = 15, caption = 32;
   const below = $("library").offsetHeight + document.querySelector("footer").offsetHeight + ($("results").offsetHeight || 0);
   const room = innerHeight - wall.getBoundingClientRect().top - scrollY - below - 28;
@@ -125,7 +153,7 @@ async function load(image) {
   const clock = setInterval(() => tile.say(`Computing features… ${((performance.now() - started) / 1000).toFixed(0)} s`), 1000);
   tile.say("Computing features…");
   const target = Math.min(STEPS[state.detail], model?.max_tokens ?? Infinity), stored = image.path && collection?.stored;
-  const passes = image.field || stored || target <= FIRST ? [target] : [FIRST, target];
+  const passes = map || image.field || stored || target <= FIRST ? [target] : [FIRST, target];
   try {
     for (const tokens of passes) {
       const busy = (seconds) => tile.say(`The server is busy; again in ${seconds} s…`);
@@ -172,6 +200,7 @@ function settle(image) {
 }
 
 async function addFiles(files) {
+  if (map) return toast("This is the map of a scene. For images, start densedino serve without one.");
   const images = [...files].filter((file) => file.type.startsWith("image/") || /\.(tiff?|avif|jp2|webp)$/i.test(file.name));
   if (!images.length) return toast("Those are no images.");
   for (const image of state.images.filter((one) => one.sample)) remove(image);
@@ -352,7 +381,7 @@ function setMode(mode) {
   state.mode = mode;
   for (const tab of $("modes").children) tab.setAttribute("aria-selected", tab.dataset.mode === mode);
   for (const control of $("controls").children) control.hidden = !control.dataset.for.split(" ").includes(mode);
-  $("hint").innerHTML = HINTS[mode];
+  $("hint").innerHTML = HINTS[mode] + (map ? MOVE : "");
   $("results").hidden = mode !== "search" || !$("results").querySelector("li");
   document.body.dataset.mode = mode;
   changed({ fresh: true });
@@ -473,8 +502,10 @@ async function begin() {
   setSign(1);
   arrange();
   $("hint").innerHTML = HINTS[state.mode];
+  let scene = null;
   try {
     [model, collection] = await Promise.all([api.getJson("/v1/models").then((answer) => answer.models[0]), api.getJson("/v1/collection")]);
+    if (collection.scene) scene = await api.getJson("/v1/scene");
   } catch (error) {
     toast(error.message);
     return;
@@ -488,10 +519,11 @@ async function begin() {
   controls();
   setMode(state.mode);
   if (collection.count) showLibrary();
-  if (state.ids.length) await restore();
+  if (scene) openMap(scene);
+  else if (state.ids.length) await restore();
   else if (collection.count) await Promise.all(collection.items.slice(0, 4).map((item) => add(ofCollection(item))));
   else await Promise.all((await Promise.all([0, 1, 2].map(sample))).map(add));
-  if (!state.held && !state.pins.length) demonstrate();
+  if (!map && !state.held && !state.pins.length) demonstrate();
 }
 
 begin();

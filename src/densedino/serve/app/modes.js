@@ -71,9 +71,10 @@ function drawSegment(state, images, at) {
   const key = [state.tolerance, state.snap, pins.map((p) => `${p.image.id}.${p.patch}.${p.sign}`), images.map((i) => i.version)].join();
   if (key === state.cutKey) return null;
   state.cutKey = key;
-  const scores = images.map((image) => scoresOf(image, pins)), pinned = (image) => pins.some((pin) => pin.image === image && pin.sign > 0);
+  const scores = images.map((image) => scoresOf(image, pins)), own = new Set(pins.filter((pin) => pin.sign > 0).map((pin) => pin.image));
+  const pinned = (image) => own.has(image);
   // One limit for all images, from those that have points: an image without the thing then stays empty.
-  const limit = Math.max(...images.map((image, i) => (pinned(image) ? otsu(scores[i].inside, image.valid) : -1)));
+  const limit = Math.max(...[...own].map((image) => otsu(scoresOf(image, pins).inside, image.valid)));
   images.forEach((image, i) => {
     const { inside, outside } = scores[i];
     const alike = inside.map((v) => v - limit), unlike = outside && inside.map((v, j) => v - outside[j]);
