@@ -74,7 +74,7 @@ class Browser:
         return answer["result"]
 
     def _receive(self) -> dict[str, Any]:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while b"\0" not in self._buffer:
             assert select.select([self._from], [], [], max(0, end - time.monotonic()))[0], "the browser does not answer"
             part = os.read(self._from, 2**16)
@@ -88,7 +88,7 @@ class Browser:
         assert "exceptionDetails" not in result, (expression, result["exceptionDetails"])
         return result["result"].get("value")
 
-    def wait_for(self, expression: str, *, seconds: float = 90) -> None:
+    def wait_for(self, expression: str, *, seconds: float = 180) -> None:
         end = time.monotonic() + seconds
         while not self.evaluate(expression):
             assert time.monotonic() < end, f"never came true: {expression}"

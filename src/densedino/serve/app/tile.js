@@ -107,7 +107,7 @@ export class Tile {
     const { packed } = this, valid = this.image.valid, span = 255 / Math.max(1e-6, high - low);
     for (let i = 0; i < packed.length; i++) {
       const t = Math.max(0, Math.min(255, (values[i] - low) * span)) | 0;
-      packed[i] = valid[i] ? glow[t] : 0;
+      packed[i] = valid[i] ? glow[t] : glow[0];
     }
     this.draw("glow");
   }
