@@ -189,13 +189,14 @@ def _misfit(spec: HeadSpec, file: HeadFile, weights: Any, error: DenseDinoError)
             f"backbone_weights: {name} holds {found}, not a backbone. {needs}: pass that as backbone_weights=, and "
             "heads as weights=."
         )
-    others = [
-        other.name
-        for other in HEADS.values()
-        if found == f"a backbone, {other.backbone}" and other.backbone != spec.backbone
-    ]
-    fitting = f" Heads for that backbone: {', '.join(others)}." if others else ""
-    return f"the head {file.source} and the backbone {name} do not fit: {needs}. {error}{fitting}"
+    if found is None:
+        return f"the head {file.source} and the backbone {name} do not fit: {needs}. {error}"
+    held = found.rpartition(" ")[2]
+    others = [other.name for other in HEADS.values() if other.backbone == held != spec.backbone]
+    fitting = f" Heads for {held}: {', '.join(others)}." if others else ""
+    if held == spec.backbone:  # but of other data: the error says which
+        return f"the head {file.source} and the backbone {name} do not fit: {needs}. {error}"
+    return f"the head {file.source} and the backbone {name} do not fit: {needs}, and that is {held}.{fitting}"
 
 
 def _what(weights: Any) -> str | None:
