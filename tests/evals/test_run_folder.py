@@ -6,8 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 import densedino
+from densedino.errors import InputError
 from densedino.evals.protocol import Scores
 from densedino.evals.run_folder import RunFolder, environment
 
@@ -26,6 +28,18 @@ def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.counts[name], values)
     lines = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
     assert lines == [{"key": "a/b.png", "x": 0.1}, {"key": "ü", "x": 0.2}]
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.alone(), pytest.raises(InputError, match="another process evaluates into"), folder.alone():
+        pass
+    with folder.alone():
+        folder.begin({"output": "", "data": ""}, [])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("")
+    with pytest.raises(InputError, match="holds no evaluation"):
+        RunFolder(tmp_path / "mine").begin({"output": "", "data": ""}, [])
 
 
 def test_the_environment_names_versions() -> None:

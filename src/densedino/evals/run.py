@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -83,6 +86,11 @@ def evaluate(plan: Plan, *, narrator: Narrator, workers: int | None = None) -> d
         InputError: anything in the plan or the data that cannot be used; the message names the file.
     """
     plan = resolved(plan)
+    with RunFolder(plan.output).alone():
+        return _evaluate(plan, narrator, workers=torch.get_num_threads() if workers is None else workers)
+
+
+def _evaluate(plan: Plan, narrator: Narrator, *, workers: int) -> dict[str, Any]:
     protocol = find_protocol(plan.protocol)
     folder = RunFolder(plan.output)
     data = limited(protocol.find(plan.data), plan.limit)
@@ -91,7 +99,7 @@ def evaluate(plan: Plan, *, narrator: Narrator, workers: int | None = None) -> d
     narrator.say(f"data       {data.layout}: {len(data.train):,} to learn from, {len(data.test):,} to judge on")
     _extract_all(plan, protocol, data, folder, narrator)
     jobs = [job for job in jobs_of(plan, protocol, data) if not job.path.is_file()]
-    _run_all(jobs, narrator, workers=torch.get_num_threads() if workers is None else workers)
+    _run_all(jobs, narrator, workers=workers)
     done = {(job.model, job.head, job.seed): folder.load_scores(job.path) for job in jobs_of(plan, protocol, data)}
     named = {model: one["weights"]["name"] for model, one in folder.read("models.json").items() if "weights" in one}
     results = results_of(plan, protocol, data, done, manifest_sha256=digest, weights=named)
@@ -174,6 +182,19 @@ def run_job(job: Job) -> float:
     return time.perf_counter() - start
 
 
+def _end_with_parent() -> None:
+    """End this worker when the run is gone, even by kill -9; an interrupt from the terminal is the run's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _run_all(jobs: list[Job], narrator: Narrator, *, workers: int) -> None:
     if not jobs:
         return
@@ -184,7 +205,7 @@ def _run_all(jobs: list[Job], narrator: Narrator, *, workers: int) -> None:
             advance(1)
         return
     context = multiprocessing.get_context("spawn")  # neither Lance nor threads live through a fork
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_end_with_parent) as pool:
         futures = {pool.submit(run_job, job): job for job in jobs}
         try:
             for future in as_completed(futures):

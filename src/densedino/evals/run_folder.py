@@ -8,9 +8,11 @@ import itertools
 import json
 import platform
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -20,12 +22,13 @@ from densedino.errors import InputError
 from densedino.evals.protocol import Scores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from densedino.evals.metrics import Sums
 
 __all__ = ["RunFolder", "environment"]
 
+_LOCK = ".lock"
 _LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "pylance", "scikit-learn", "scipy", "timm", "transformers")
 _LIBRARIES_OF_BASELINES = (
     "segmentation-models-pytorch",
@@ -74,6 +77,24 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other process into the folder meanwhile.
+
+        Raises:
+            InputError: one is there already.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path / _LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise InputError(f"another process evaluates into {str(self.path)!r}. Wait for it, or choose -o.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def read(self, name: str) -> Any:
         """The JSON in file `name`; None if there is none."""
         path = self.path / name
@@ -91,7 +112,7 @@ class RunFolder:
             InputError: the folder holds another run, on another plan or other data, or something else.
         """
         before = self.read("config.json")
-        if before is None and self.path.exists() and any(self.path.iterdir()):
+        if before is None and self.path.exists() and any(item.name != _LOCK for item in self.path.iterdir()):
             raise InputError(f"{str(self.path)!r} is not empty and holds no evaluation. Choose a new folder with -o.")
         asked = {key: value for key, value in config.items() if key not in ("output", "data")}
         if before is not None:
