@@ -36,7 +36,8 @@ def run(data: Path, output: Path, config: AdaptConfig = SHORT, **options: object
 def test_squares_are_found(masks: Path, tmp_path: Path) -> None:
     said: list[str] = []
     result = run(masks, tmp_path / "out", say=said.append)
-    assert result.metric == "mIoU" and result.score > 70
+    assert result.metric == "mIoU" and result.score > 70 and result.frozen is None
+    assert result.trained == 2 * 32 + 2 * 32 + 2  # batch norm, and a linear map to two classes
     assert "6 images to train with, 2 to validate, 2 classes" in said[0]
     adapter = result.load()
     prediction = adapter(masks / "images" / "3.png")[0]
@@ -127,6 +128,10 @@ def test_features_are_shared_and_settings_kept(masks: Path, tmp_path: Path) -> N
     assert len(list((tmp_path / "features").glob("_versions/*"))) == rows
     with pytest.raises(InputError, match="seed: 0 before, 1 now"):
         run(masks, tmp_path / "one", replace(SHORT, seed=1))
+    knn = replace(SHORT, head=HeadConfig(kind="knn"))
+    run(masks, tmp_path / "knn", knn, features=tmp_path / "features")
+    with pytest.raises(InputError, match=r"head\.neighbours: 20 before, 5 now"):
+        run(masks, tmp_path / "knn", replace(SHORT, head=HeadConfig(kind="knn", neighbours=5)))
 
 
 def test_faults(masks: Path, depths: Path, tmp_path: Path) -> None:

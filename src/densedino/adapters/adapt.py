@@ -17,7 +17,7 @@ import torch
 
 from densedino.adapters.adapted import DESCRIPTION, Adapter, AdapterSpec, load_adapter, taps_of, write_adapter
 from densedino.adapters.batches import Augment, CroppedPictures, StoredTokens, order
-from densedino.adapters.fit import FitConfig, Fitted, Progress, fit
+from densedino.adapters.fit import FitConfig, Fitted, Progress, first_difference, fit
 from densedino.adapters.heads import HeadConfig, KnnHead, build_head, head_layers, needs_pixels
 from densedino.adapters.labels import read_labelled, read_truth
 from densedino.adapters.shown import draw_examples
@@ -137,7 +137,9 @@ def adapt(
     engine = "auto" if config.tune.kind == "frozen" and config.head.kind != "vit-adapter" else "eager"
     precision = "auto" if engine == "auto" else "fp32"
     dino = load(model, weights=weights, device=device, engine=engine, precision=precision, resize=config.size)
+    dino.model.requires_grad_(requires_grad=False)
     work = _Work(dino, labelled, replace(config, task=labelled.task), folder, say=say, advance=advance)
+    _check_same(folder, work)
     on_features = work.on_features(Path(features) if features else folder / "work" / "features")
     fitted = work.on_pictures() if on_features is None or config.tune.kind != "frozen" else on_features
     frozen = on_features if on_features is not fitted else None
@@ -164,6 +166,20 @@ def adapt(
         trained=trained,
         seconds=time.perf_counter() - start,
     )
+
+
+def _check_same(folder: Path, work: _Work) -> None:
+    """Refuse a folder with an adapter of other settings, or on other weights."""
+    if not (folder / DESCRIPTION).exists() or not (folder / "report.json").exists():
+        return
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    before = {"weights": report["backbone"]["sha256"], "train": report["train"], **report["config"]}
+    train = [example.image.as_posix() for example in work.labelled.train]
+    now = {"weights": work.dino.card.sha256, "train": train, **to_dict(work.config)}
+    if before != json.loads(json.dumps(now)):
+        raise InputError(
+            f"{folder} holds an adapter with other settings: {first_difference(before, now)}. Give another folder."
+        )
 
 
 def _about(labelled: Labelled) -> str:
