@@ -17,7 +17,7 @@ from densedino.heads.vit_adapter import ViTAdapter
 
 if TYPE_CHECKING:
     from densedino.heads.configs import Mask2FormerConfig, SegmentorConfig
-    from densedino.heads.pixel_decoder import Pixels
+    from densedino.heads.pixel_decoder import PixelFeatures
     from densedino.heads.tapping import TokensOf
     from densedino.heads.vit_adapter import Pyramid
 
@@ -87,7 +87,7 @@ class _Predictor(nn.Module):
         self.class_embed = nn.Linear(dim, config.classes + 1)
         self.mask_embed = ReluMlp(dim, dim, dim, depth=3)
 
-    def forward(self, pixels: Pixels) -> list[Prediction]:
+    def forward(self, pixels: PixelFeatures) -> list[Prediction]:
         """A prediction before the first layer and one after each."""
         B = len(pixels.features)
         values = [

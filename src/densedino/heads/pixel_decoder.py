@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from densedino.heads.configs import Mask2FormerConfig
     from densedino.heads.vit_adapter import Pyramid
 
-__all__ = ["PixelDecoder", "Pixels"]
+__all__ = ["PixelDecoder", "PixelFeatures"]
 
 _GROUPS = 32
 
 
-class Pixels(NamedTuple):
+class PixelFeatures(NamedTuple):
     """What masks are made from."""
 
     features: Tensor
@@ -109,9 +109,9 @@ class PixelDecoder(nn.Module):
         self.lateral_convs = nn.ModuleList([_NormedConv(dim, inner, kernel=1)])
         self.output_convs = nn.ModuleList([_NormedConv(inner, inner, kernel=3)])
 
-    def forward(self, pyramid: Pyramid) -> Pixels:
+    def forward(self, pyramid: Pyramid) -> PixelFeatures:
         """A pyramid of maps [B, dim, h, w]; its strips are used up."""
         lateral = self.lateral_convs[0](pyramid.fine)
         memory = self.encoder([conv(m) for conv, m in zip(self.input_convs, reversed(pyramid.coarse), strict=True)])
         lateral += F.interpolate(memory[2], size=lateral.shape[2:], mode="bilinear")
-        return Pixels(self.mask_feature(F.relu_(self.output_convs[0]([lateral]))), memory)
+        return PixelFeatures(self.mask_feature(F.relu_(self.output_convs[0]([lateral]))), memory)
