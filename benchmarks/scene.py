@@ -7,7 +7,7 @@ extracted in a process of its own, which reports its peak resident memory and th
 a scene W wide and 2,048 high: memory depends on the width alone, so that this is the peak of W × W in less time.
 
 Pure forward: the same tiles, read and normalised beforehand, through the model alone, with the same threads. The other
-way: reading, scaling, the model, blending, writing. Both are run in turns on one row of tiles; figures are medians. On a
+way: reading, scaling, the model, blending, writing. Both run in turns on one row of tiles; figures are medians. On a
 machine that others use at the same time, the ratio of processor times is the steadier figure.
 
 `--crop N` compares tiles with one piece on N × N pixels, without and with context, and says whether seams show.

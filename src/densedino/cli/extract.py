@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,13 +16,47 @@ from densedino.cli.spread import SpreadFlags
 from densedino.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from densedino.features.extract import Report
     from densedino.features.extractor import FeatureExtractor
     from densedino.features.planning import Plan
+    from densedino.features.spread import RayRunner
 
 __all__ = ["run"]
 
 _SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFlags:
+    """Of images and videos."""
+
+    resize: str = "native"
+    """what the model sees: native, 512 (short side), or 512x768 (height x width)"""
+    fit: Literal["pad", "crop", "resize", "error"] = "pad"
+    """sizes that are no multiple of the patch size: pad, crop, resize, or error"""
+    max_tokens: int = 16384
+    """images of more patches are made smaller; 0 for no limit"""
+    max_value: int | None = None
+    """white in 16-bit files, such as 4095 for 12-bit data; 65535 if not given"""
+    layers: tuple[int, ...] = ()
+    """blocks whose tokens are kept too, besides the final ones; 0 is the first, -1 the last"""
+    batch_size: str = "auto"
+    """images of one size that are run at once, or auto"""
+    every: int = 1
+    """of the frames of a video, take each so many-th"""
+    limit: int | None = None
+    """take the first so many inputs only"""
+    format: Literal["lance", "npz", "safetensors"] = "lance"
+    """lance (one store), npz or safetensors (one file per image)"""
+    retry: bool = False
+    """try the files in quarantine again"""
+
+    def given(self) -> list[str]:
+        """Options that are not as by default, as they are written."""
+        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        return [f"--{name.replace('_', '-')}" for name in changed]
 
 
 def run(
@@ -31,21 +65,12 @@ def run(
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "features",
     model: str | None = None,
     weights: str | None = None,
-    resize: str = "native",
-    fit: Literal["pad", "crop", "resize", "error"] = "pad",
-    max_tokens: int = 16384,
-    max_value: int | None = None,
-    layers: tuple[int, ...] = (),
-    batch_size: str = "auto",
     device: str = "auto",
     engine: Literal["auto", "eager", "compile", "openvino", "onnx", "stream"] = "auto",
     precision: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto",
     memory: str | None = None,
     merge: float = 0.0,
-    every: int = 1,
-    limit: int | None = None,
-    format: Literal["lance", "npz", "safetensors"] = "lance",  # noqa: A002 (the option's name)
-    retry: bool = False,
+    images: Annotated[ImageFlags, tyro.conf.arg(name="")] = ImageFlags(),
     spread: Annotated[SpreadFlags, tyro.conf.arg(name="")] = SpreadFlags(),  # noqa: B008 (frozen)
     scene: Annotated[SceneFlags, tyro.conf.arg(name="")] = SceneFlags(),  # noqa: B008 (frozen)
 ) -> int:
@@ -65,53 +90,46 @@ def run(
         out: the folder for the features.
         model: an architecture or weights by name, see `densedino models` and `densedino weights`.
         weights: a checkpoint: a file, an https:// URL, a hub id.
-        resize: what the model sees: native, 512 (short side), or 512x768 (height x width).
-        fit: sizes that are no multiple of the patch size: pad, crop, resize, or error.
-        max_tokens: images of more patches are made smaller; 0 for no limit.
-        max_value: white in 16-bit files, such as 4095 for 12-bit data; 65535 if not given.
-        layers: blocks whose tokens are kept too, besides the final ones; 0 is the first, -1 the last.
-        batch_size: images of one size that are run at once, or auto.
         device: auto, cpu, cuda, mps.
         engine: what runs the model: auto (the fastest that is installed), eager, compile, openvino, onnx, stream.
         precision: auto (bf16 on a GPU that has it), fp32, bf16, int8, int4.
         memory: with --engine stream, what may be used of RAM at the peak: 3GB.
         merge: share of the patches that are merged with one like them while they are run, up to 0.75; 0 for none.
-        every: of the frames of a video, take each so many-th.
-        limit: take the first so many inputs only.
-        format: lance (one store), npz or safetensors (one file per image).
-        retry: try the files in quarantine again.
+        images: of images and videos.
         spread: of several processes or machines.
         scene: of one large raster.
     """
     if not inputs:
         raise InputError("no inputs: densedino extract photos/ -o features/ (files, folders, patterns, lists, videos).")
-    size, batch, most = parse_resize(resize), _batch_size(batch_size), _most_tokens(max_tokens)
-    from densedino.features.extract import extract
+    (
+        parse_resize(images.resize),
+        _batch_size(images.batch_size),
+        _most_tokens(images.max_tokens),
+    )  # before torch is there
     from densedino.features.extractor import load
-    from densedino.features.work import RayExtraction
 
-    ray = spread.ray()
     start = partial(
         load, model, weights=weights, device=device, engine=engine, precision=precision, memory=memory, merge=merge
     )
     if is_scene(scene, out):
-        for_images = {
-            "--resize": size,
-            "--layers": layers,
-            "--limit": limit,
-            "--max-value": max_value,
-            "--retry": retry,
-        }
-        for_images |= {
-            "--every": every > 1,
-            "--fit": fit != "pad",
-            "--format": format != "lance",
-            "--batch-size": batch,
-        }
-        refused = [name for name, on in for_images.items() if on]
-        return run_scene(start, inputs, out=out, flags=scene, ray=ray, refused=refused)
-    dino = start(resize=size, fit=fit)
-    dino = dino.with_transform(replace(dino.transform, max_tokens=most, max_value=max_value))
+        return run_scene(start, inputs, out=out, flags=scene, ray=spread.ray(), refused=images.given())
+    return _run_images(start, inputs, out=out, flags=images, ray=spread.ray())
+
+
+def _run_images(
+    start: Callable[..., FeatureExtractor],
+    inputs: tuple[str, ...],
+    *,
+    out: str,
+    flags: ImageFlags,
+    ray: RayRunner | None,
+) -> int:
+    from densedino.features.extract import extract
+    from densedino.features.work import RayExtraction
+
+    dino = start(resize=parse_resize(flags.resize), fit=flags.fit)
+    most = _most_tokens(flags.max_tokens)
+    dino = dino.with_transform(replace(dino.transform, max_tokens=most, max_value=flags.max_value))
     with progress("images") as (begin, advance):
 
         def announce(plan: Plan) -> None:
@@ -123,17 +141,17 @@ def run(
             dino,
             inputs,
             output=out,
-            files=format,
-            layers=layers,
-            batch_size=batch,
-            every=every,
-            limit=limit,
-            retry=retry,
+            files=flags.format,
+            layers=flags.layers,
+            batch_size=_batch_size(flags.batch_size),
+            every=flags.every,
+            limit=flags.limit,
+            retry=flags.retry,
             runner=None if ray is None else RayExtraction(ray, start),
             announce=announce,
             advance=advance,
         )
-    _say_report(report, format)
+    _say_report(report, flags.format)
     return 0 if report.total else 1
 
 
