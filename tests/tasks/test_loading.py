@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import densedino as dd
 from densedino.errors import InputError, StateDictError, WeightsNotFoundError
 from densedino.features.extractor import FeatureExtractor
 from densedino.heads.catalog import HEADS
-from densedino.tasks.loading import head_named
+from densedino.tasks.loading import HeadName, head_named
 from densedino.tasks.masks import SemanticSegmentor
 
 if TYPE_CHECKING:
@@ -111,3 +111,7 @@ def test_random_ones_are_marked_and_repeat() -> None:
 def test_the_references_entry_points_are_names_too() -> None:
     assert head_named("dinov3_vit7b16_ms") is HEADS["vit7b16-ade20k-m2f"]
     assert head_named("vits16") is None and head_named(None) is None
+
+
+def test_the_released_names_are_known_to_type_checkers() -> None:
+    assert set(get_args(HeadName)) == {name for name, spec in HEADS.items() if spec.hub}

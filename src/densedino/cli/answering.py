@@ -60,7 +60,7 @@ def load_model(options: ModelOptions, *, task: str, default: str, resize: Any = 
     if spec is None or spec.task != task:
         able = [row.name for row in HEADS.values() if row.task == task]
         raise UnknownNameError(f"head for {task}", name, able)
-    model = load(
+    model: Any = load(
         spec.name,
         weights=options.weights,
         backbone_weights=options.backbone_weights,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from densedino.errors import DenseDinoError, InputError, StateDictError, UntrainedWarning, WeightsNotFoundError
 from densedino.features import extractor
@@ -38,6 +38,42 @@ def head_named(name: str | None) -> HeadSpec | None:
     return next((spec for spec in HEADS.values() if name and name in (spec.name, spec.hub)), None)
 
 
+HeadName = Literal[
+    "vit7b16-imagenet1k-linear",
+    "vit7b16-synthmix-dpt",
+    "vit7b16-ade20k-m2f",
+    "vit7b16-coco2017-detr",
+    "vitl16-chmv2-dpt",
+    "vitl16-dinotxt",
+]
+"""The released heads, for type checkers; all are in `list_heads()`."""
+
+
+@overload
+def load(  # type: ignore[overload-overlap]  # these names are strings too
+    name: HeadName,
+    *,
+    weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    backbone_weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    device: str | torch.device = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+    memory: str | int | None = None,
+    resize: Resize = None,
+) -> HeadModel: ...
+@overload
+def load(
+    name: str | None = None,
+    *,
+    weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    backbone_weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    device: str | torch.device = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+    memory: str | int | None = None,
+    resize: Resize = None,
+    fit: Fit = "pad",
+) -> FeatureExtractor: ...
 def load(
     name: str | None = None,
     *,
@@ -52,7 +88,7 @@ def load(
     merge: float = 0.0,
     resize: Resize = None,
     fit: Fit = "pad",
-) -> Any:
+) -> HeadModel | FeatureExtractor:
     """A model ready to be given images: a backbone with its own transform, or a released head on its backbone.
 
     Args:
