@@ -70,6 +70,14 @@ def test_nodata_can_be_said_where_the_file_is_wrong(write_raster, picture) -> No
     assert not valid[:16].any() and valid[16:].all()
 
 
+def test_nodata_that_is_said_is_not_averaged_into_the_rest(write_raster) -> None:
+    array = np.full((1, 64, 64), 100, np.uint8)
+    array[:, :, ::3] = 0
+    with Scene([write_raster(array)], nodata=0) as scene:
+        values, valid = scene.read((0, 0, 64, 64), bands=[0], out=(16, 16))
+    assert valid.any() and (values[0][valid] == 100).all()
+
+
 def test_overviews_are_used_to_shrink(tmp_path, write_raster) -> None:
     path = write_raster(np.zeros((1, 512, 512), np.uint8), tiled=True, blockxsize=128, blockysize=128)
     with rasterio.open(path, "r+") as file:

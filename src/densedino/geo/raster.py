@@ -43,10 +43,9 @@ def rasterio() -> Any:
 
 @contextmanager
 def gdal() -> Iterator[None]:
-    """GDAL's settings for scenes: a bounded cache, no listing of folders, no warnings about missing coordinates."""
+    """GDAL's settings for scenes: a bounded cache, and no warnings about missing coordinates."""
     module = rasterio()
-    options = {"GDAL_CACHEMAX": _CACHE_MB, "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE", "GDAL_PAM_ENABLED": "YES"}
-    with module.Env(**options), warnings.catch_warnings():
+    with module.Env(GDAL_CACHEMAX=_CACHE_MB), warnings.catch_warnings():
         warnings.simplefilter("ignore", module.errors.NotGeoreferencedWarning)
         yield
 
@@ -79,7 +78,7 @@ class Scene:
         sources: one raster, or several that show the same place; the finest decides the grid, others are warped to it.
         gsd: metres per pixel to resample to.
         crs: to reproject to, "EPSG:32632" or WKT.
-        nodata: the value that means "nothing here", instead of what the files say.
+        nodata: the value that means "nothing here", instead of what files say; resampling is by nearest pixels then.
 
     Raises:
         ImageError: a file that cannot be read as a raster.
@@ -230,7 +229,9 @@ class Scene:
         for place in bands:
             k, number = self._places[place]
             file, palette = self._files[k], self._palettes[k]
-            resampling = module.enums.Resampling.nearest if palette is not None else kind
+            # What must not be averaged: numbers of a palette, and nodata that GDAL does not know of.
+            whole = palette is None and self._nodata is None
+            resampling = kind if whole else module.enums.Resampling.nearest
             plane = file.read(number, resampling=resampling, **options)
             if self._nodata is None:
                 valid &= file.read_masks(number, resampling=kind, **options) >= least[k]
