@@ -8,6 +8,7 @@ Without weights the package's own are drawn. The photographs are scikit-image's:
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -41,6 +42,22 @@ def make(extra: list[str]) -> None:
             args = [str(Path(folder) / arg) if arg.endswith(".png") else arg for arg in args]
             if status := main(["view", *args, "-o", str(IMAGES / out), "--panel", "320", *extra]):
                 sys.exit(status)
+        of_features(Path(folder), extra)
+
+
+def of_features(folder: Path, extra: list[str]) -> None:
+    """Draw what was found with an eye of the cat, and what eight clicks on the astronaut say."""
+    store, mask = str(folder / "features"), folder / "mask.png"
+    clicks = ["--foreground", "230,80", "220,300", "330,320", "90,400"]
+    clicks += ["--background", "450,60", "30,60", "20,200", "480,470"]
+    for command in (
+        ["extract", *(str(folder / f"{name}.png") for name in ("astronaut", "cat", "coffee")), "-o", store, *extra],
+        ["search", store, "--query", str(folder / "cat.png"), "--point", "170,130", "-o", str(IMAGES / "search.png")],
+        ["segment", str(folder / "astronaut.png"), *clicks, "-o", str(mask), *extra],
+    ):
+        if status := main(command):
+            sys.exit(status)
+    shutil.copy(mask.with_name("mask_sheet.png"), IMAGES / "segment.png")
 
 
 if __name__ == "__main__":
