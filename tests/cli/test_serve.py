@@ -27,10 +27,10 @@ def test_the_server_says_where_it_is_answers_and_ends_well(tmp_path):
     try:
         address = process.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(f"{address}readyz", timeout=10) as answer:
+        with urllib.request.urlopen(f"{address}readyz", timeout=60) as answer:
             assert answer.status == 200
         process.send_signal(signal.SIGTERM)
-        out, errors = process.communicate(timeout=30)
+        out, errors = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()

@@ -139,7 +139,18 @@ def browser(tmp_path):
 
 @contextlib.contextmanager
 def serving(tmp_path, *arguments):
-    command = [sys.executable, "-m", "densedino", "serve", *arguments, "--port", "0", "--no-browser", "--log", "text"]
+    command = [
+        sys.executable,
+        "-m",
+        "densedino",
+        "serve",
+        *arguments,
+        "--port",
+        "0",
+        "--no-browser",
+        "--max-wait",
+        "120",
+    ]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
