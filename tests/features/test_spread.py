@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densedino.errors import InputError
-from densedino.features.spread import Share, the_share
+from densedino.features.spread import RayRunner, Share, the_share
 
 
 @given(count=st.integers(0, 1000), world=st.integers(1, 40))
@@ -30,3 +30,31 @@ def test_half_an_environment_of_torchrun_is_an_error(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match="torchrun"), the_share():
         pass
+
+
+class FakeRay:
+    """A Ray that begins at the third try."""
+
+    def __init__(self, failures):
+        self.failures, self.tried = failures, 0
+
+    def init(self, **options):
+        assert options["include_dashboard"] is False
+        self.tried += 1
+        if self.tried <= self.failures:
+            raise Exception("timed out during startup")
+
+    def shutdown(self):
+        pass
+
+
+def test_a_ray_of_our_own_is_started_again_and_that_of_others_is_not():
+    slow = FakeRay(2)
+    RayRunner()._connect(slow)
+    assert slow.tried == 3
+    with pytest.raises(InputError, match=r"on this machine.*timed out.*ray start --head"):
+        RayRunner()._connect(FakeRay(3))
+    away = FakeRay(1)
+    with pytest.raises(InputError, match="at 'auto'"):
+        RayRunner(address="auto")._connect(away)
+    assert away.tried == 1

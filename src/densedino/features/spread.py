@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     Worker = Callable[[dict[str, Any]], dict[str, Any]]
 
 __all__ = ["RayRunner", "Share", "the_share"]
+
+_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,25 @@ class RayRunner:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray = require("ray", extra="scale", purpose="--runner ray")
         if not ray.is_initialized():
-            try:
-                ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="error")
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise InputError(f"no Ray cluster at {self.address!r}: {error}. Start one: ray start --head") from error
+            self._connect(ray)
         there = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
         return max(1, min(self.workers or there, there))
+
+    def _connect(self, ray: Any) -> None:
+        """Join the cluster; or start one, which on a busy machine takes longer than Ray waits, but not thrice."""
+        for left in reversed(range(_STARTS if self.address is None else 1)):
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="lance is not fork-safe")  # Ray forks to start programs
+                    ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="error")
+                return
+            except Exception as error:  # Ray raises that, and others
+                ray.shutdown()
+                if not left:
+                    where = "on this machine" if self.address is None else f"at {self.address!r}"
+                    raise InputError(
+                        f"no Ray cluster {where}: {error}. Start one: ray start --head; then give --ray-address auto."
+                    ) from error
 
     def run(
         self, tasks: Sequence[Any], worker: Callable[..., Worker], *, arguments: dict[str, Any], gpu: bool
