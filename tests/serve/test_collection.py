@@ -57,3 +57,19 @@ def test_features_of_other_weights_do_not_meet_those_of_a_store(store, tiny):
     collection.check_model(tiny)
     with pytest.raises(StoreError, match="weights that made it"):
         collection.check_model(dd.load("debug_vit_swiglu", weights="random"))
+
+
+def test_the_index_of_densedino_search_is_used_and_finds_the_same(tiny, folder, tmp_path):
+    from densedino.features.search import indexed_search
+
+    dd.extract(tiny, [folder], output=tmp_path / "store")
+    exact = open_collection([str(tmp_path / "store")])
+    assert exact._index is None
+    indexed_search(exact.store)
+    indexed = open_collection([str(tmp_path / "store")])
+    assert indexed._index is not None
+    query = exact.stored(1).patches[0][2, 3]
+    found, truth = indexed.search(query, k=3), exact.search(query, k=3)
+    assert (found[0].item, found[0].row, found[0].column) == (1, 2, 3) == (truth[0].item, truth[0].row, truth[0].column)
+    assert found[0].score == pytest.approx(truth[0].score, abs=1e-3)
+    assert indexed.search(exact.stored(2).cls[0], k=1, whole=True)[0].item == 2

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from densedino.errors import ImageError, InputError, StoreError
-from densedino.features.store import FeatureStore
+from densedino.features.patch_index import FOLDER, PatchIndex
+from densedino.features.store import FeatureStore, reading
 from densedino.images.containers import open_regular
 from densedino.images.datasets import list_inputs
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Collection", "Hit", "open_collection"]
 
 _ROWS = 64  # of a store, read at once
+_PATCHES_PER_IMAGE = 16  # asked of an index for every image wanted: neighbours are often of one image
 _KEPT_BYTES = 2**30  # of the features of files, kept for the search
 
 
@@ -53,6 +55,7 @@ class Collection:
         self._kept: dict[int, tuple[Tensor, Tensor, tuple[int, int]]] = {}  # CLS [D]; patches [h * w, D], float16
         self._bytes = 0
         self._lock = threading.Lock()
+        self._index = None if store is None else _open_index(store)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -109,12 +112,16 @@ class Collection:
         return True
 
     def search(self, query: Tensor, *, k: int, whole: bool = False) -> list[Hit]:
-        """The images nearest to a vector [D], best first, each by its nearest patch, or `whole` by CLS. Exact.
+        """The images nearest to a vector [D], best first, each by its nearest patch, or `whole` by CLS.
+
+        Exact, by reading everything; but patches of a store that `densedino search` has indexed are found by its index.
 
         Raises:
             InputError: the vector has not the length of the features.
         """
         query = F.normalize(query.float(), dim=0)
+        if self._index is not None and not whole and len(query) == self._index.table.dim:
+            return self._index.search(query, k=k)
         hits: list[Hit] = []
         for item, vectors, grid in self._vectors(whole=whole):
             if vectors.shape[1] != len(query):
@@ -143,6 +150,41 @@ class Collection:
                     vectors[~torch.from_numpy(valid.copy()).flatten()] = 0
                 yield item, vectors, (int(height), int(width))
                 item += 1
+
+
+class _Index:
+    """The index of a store's patches, and which image is at which address."""
+
+    def __init__(self, store: FeatureStore, table: PatchIndex) -> None:
+        self.table = table
+        with reading(store.path):
+            rows = store.dataset.to_table(columns=["grid_h", "grid_w"], with_row_address=True)
+        self._items = {address: item for item, address in enumerate(rows["_rowaddr"].to_pylist())}
+        self._grids = list(zip(rows["grid_h"].to_pylist(), rows["grid_w"].to_pylist(), strict=True))
+
+    def search(self, query: Tensor, *, k: int) -> list[Hit]:
+        """As `Collection.search`, of patches; fewer than k if the nearest patches are of few images."""
+        found = self.table.nearest(query[None].numpy(), k=k * _PATCHES_PER_IMAGE)
+        hits: dict[int, Hit] = {}
+        for address, patch, score in zip(found.row[0], found.patch[0], found.score[0], strict=True):
+            item = self._items.get(int(address))
+            if item is not None and item not in hits:  # the first is the best
+                grid = self._grids[item]
+                row, column = divmod(int(patch), grid[1])
+                hits[item] = Hit(item=item, row=row, column=column, grid=grid, score=float(score))
+        return list(hits.values())[:k]
+
+
+def _open_index(store: FeatureStore) -> _Index | None:
+    """The index that `densedino search` made, brought up to date; None if there is none."""
+    path = store.path / FOLDER / "patches"
+    if not (path / "_versions").is_dir():
+        return None
+    table = PatchIndex(path, dim=store.metadata["embed_dim"])
+    if table.report is None:
+        return None
+    table.sync(store)
+    return _Index(store, table)
 
 
 def open_collection(inputs: Sequence[str]) -> Collection:
