@@ -66,6 +66,20 @@ EXTRAS = (
         enables="models at several times the speed on CPUs; int8; export to OpenVINO and ONNX",
     ),
     Extra(name="xarray", packages=("xarray",), enables="stored features as xarray"),
+    Extra(
+        name="geo",
+        packages=("rasterio", "xarray", "zarr", "pyogrio"),
+        enables="scenes with coordinates, in and out: GeoTIFF, Zarr, vectors",
+    ),
+    Extra(name="eval", packages=("matplotlib", "scikit-learn", "scipy"), enables="protocols that judge features"),
+    Extra(name="adapt", packages=("peft",), enables="LoRA on a frozen backbone"),
+    Extra(name="text", packages=("ftfy", "regex"), enables="queries in words"),
+    Extra(name="scale", packages=("ray",), enables="extraction over many machines"),
+    Extra(
+        name="serve",
+        packages=("fastapi", "uvicorn", "python-multipart", "prometheus-client"),
+        enables="the page that shows features, and features over HTTP",
+    ),
 )
 
 
