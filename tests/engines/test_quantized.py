@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from densedino.engines.eager import EagerEngine
 from densedino.engines.quantized import (
+    Quantized,
     calibrate,
     check_target,
     compressed_engine,
@@ -46,6 +47,18 @@ def test_calibrated_integers_in_one_file_give_nearly_the_same_tokens(lively, tmp
         for got, want in zip(engine(image, layers=(-1, 0), norm=norm), exact(image, layers=(-1, 0), norm=norm)):  # noqa: B905
             assert got.patches.shape == want.patches.shape
             assert cosine(got, want) > 0.98
+
+
+def test_a_convnext_keeps_its_convolutions(lively) -> None:
+    model = lively("debug_convnext")
+    exact = EagerEngine(model, device=torch.device("cpu"), precision="fp32")
+    g = torch.Generator().manual_seed(0)
+    graph = calibrate(model, [torch.randn(1, 3, 96, 64, generator=g) for _ in range(12)], to="int8")
+    engine = quantized_engine(Quantized(graph, model, CARD, "int8", {}))
+    image = torch.randn(2, 3, 96, 128, generator=g)
+    got, want = engine(image)[0], exact(image)[0]
+    assert not torch.equal(got.patches, want.patches)
+    assert F.cosine_similarity(got.patches, want.patches, dim=-1).mean() > 0.99
 
 
 @pytest.mark.parametrize(("precision", "least"), [("int8", 0.999), ("int4", 0.98)])

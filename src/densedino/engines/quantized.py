@@ -80,7 +80,8 @@ def calibrate(model: VisionTransformer | ConvNeXt, images: Sequence[Tensor], *, 
 
     int8: weights and activations of matrix products, with SmoothQuant (Xiao et al. 2022) at the inputs that follow a
     norm; norms, softmax and the residual stream stay floating point, and attention's products too, where scores in
-    8 bits cost more than they gain. int4: weights alone, in groups of 64, scales chosen on the images; layers that
+    8 bits cost more than they gain, and convolutions (the patch embedding, a ConvNeXt's), which are few and on which
+    all else rests. int4: weights alone, in groups of 64, scales chosen on the images; layers that
     suffer most stay in int8.
 
     Args:
@@ -99,7 +100,13 @@ def calibrate(model: VisionTransformer | ConvNeXt, images: Sequence[Tensor], *, 
     data = nncf.Dataset([image.numpy() for image in images])
     if to == "int8":
         with contextlib.redirect_stdout(io.StringIO()):
-            return nncf.quantize(graph, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
+            return nncf.quantize(
+                graph,
+                data,
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(images),
+                ignored_scope=nncf.IgnoredScope(types=["Convolution", "GroupConvolution"], validate=False),
+            )
     return _compress(graph, to, calibration=data, images=len(images))
 
 
