@@ -65,9 +65,8 @@ def one(args: argparse.Namespace, out: Path, seed: int) -> Adapted:
 
 
 def row(name: str, values: list[float]) -> None:
-    print(
-        f"{name:<16} {statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}   {[round(v, 2) for v in values]}"
-    )
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    print(f"{name:<16} {statistics.mean(values):.2f} ± {spread:.2f}   {[round(v, 2) for v in values]}", flush=True)
 
 
 def compare(result: Adapted, data: Path) -> None:
