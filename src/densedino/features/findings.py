@@ -36,7 +36,7 @@ def lines_of(found: Sequence[Found]) -> list[str]:
     for rank, one in enumerate(found, start=1):
         rows.append((str(rank), f"{one.score:.4f}", ",".join(f"{number:.0f}" for number in one.box), one.key))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    return ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]) for row in rows]
 
 
 def write_csv(found: Sequence[Found], path: Path) -> None:
