@@ -26,7 +26,7 @@ def test_every_block_is_scored(masks: Path, depths: Path, classes: Path, tmp_pat
     assert [block.layer for block in segments] == [0, 1] and all(block.score > 50 for block in segments)
     assert segments == blocks_of(masks, Task(kind="segmentation"), tmp_path / "a")  # no seed in it
     metres = blocks_of(depths, Task(kind="depth", depth_unit=0.001, most_depth=9.0), tmp_path / "b")
-    assert all(block.score < 1.5 for block in metres)
+    assert all(block.score < 0.7 for block in metres)  # the mean alone has 0.95
     told = blocks_of(classes, Task(kind="classification"), tmp_path / "c", resize=(48, 48))
     assert all(block.score == 100 for block in told)
 
