@@ -32,6 +32,17 @@ def test_a_label_is_the_mean_of_its_prompts(reader: TextReader) -> None:
     assert not torch.allclose(reader.embed_labels(["tree"], prompts="plain")[0], both[1], atol=1e-3)
 
 
+def test_labels_that_stay_are_embedded_once(reader: TextReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    encode = reader._head.encode_text
+    monkeypatch.setattr(reader._head, "encode_text", lambda rows: calls.append(len(rows)) or encode(rows))
+    reader([IMAGE, IMAGE], ["car", "cat"], prompts="plain")
+    reader.segment(IMAGE, ["car", "cat"], prompts="plain")
+    assert calls == [2]
+    reader(IMAGE, ["cat", "car"], prompts="plain")
+    assert calls == [2, 2]
+
+
 def test_each_pixel_gets_a_label(reader: TextReader) -> None:
     (found,) = reader.segment(IMAGE, ["roof", "tree"], prompts="plain")
     assert found.classes.shape == (80, 120) and found.classes.max() <= 1 and (found.confidence >= 0.5 - 1e-5).all()

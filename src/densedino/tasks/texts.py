@@ -54,6 +54,17 @@ class TextReader:
         """One normalised vector [2 D] per label: the mean of its prompts' normalised embeddings."""
         if not labels:
             raise InputError('no labels; give names, such as ["roof", "tree", "solar panel"].')
+        asked = (tuple(labels), prompts)
+        if self._known[:1] != [asked]:  # the text tower is the costly part, and most often the labels stay
+            self._known[:] = [asked, self._embedded(labels, prompts)]
+        return self._known[1]
+
+    @functools.cached_property
+    def _known(self) -> list[Any]:
+        """What was asked last, and its vectors."""
+        return []
+
+    def _embedded(self, labels: Sequence[str], prompts: str) -> Tensor:
         sentences = [prompts_of(label, prompts=prompts) for label in labels]
         flat = [sentence for group in sentences for sentence in group]
         vectors = F.normalize(self._embed(flat), dim=-1)
