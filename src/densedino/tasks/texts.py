@@ -55,14 +55,17 @@ class TextReader:
         if not labels:
             raise InputError('no labels; give names, such as ["roof", "tree", "solar panel"].')
         asked = (tuple(labels), prompts)
-        if self._known[:1] != [asked]:  # the text tower is the costly part, and most often the labels stay
-            self._known[:] = [asked, self._embedded(labels, prompts)]
-        return self._known[1]
+        if asked not in self._known:  # the text tower is the costly part, and most often the labels stay
+            vectors = self._embedded(labels, prompts)
+            self._known.clear()
+            self._known[asked] = vectors
+            return vectors
+        return self._known[asked]
 
     @functools.cached_property
-    def _known(self) -> list[Any]:
+    def _known(self) -> dict[tuple[tuple[str, ...], str], Tensor]:
         """What was asked last, and its vectors."""
-        return []
+        return {}
 
     def _embedded(self, labels: Sequence[str], prompts: str) -> Tensor:
         sentences = [prompts_of(label, prompts=prompts) for label in labels]
