@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["listen", "serve", "write_log"]
 
-_GRACE = 0.3  # seconds for requests that are on their way on connections which are open already
+_GRACE = 1.0  # seconds for requests that are on their way on connections which are open already
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -116,6 +116,13 @@ class _Server(uvicorn.Server):
         self.force_exit = self._told
         self._told = True
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take in who stands in the kernel's queue already, and only then stop listening."""
+        for sock in sockets or ():
+            sock.listen(0)  # the queue grows no longer
+        await asyncio.sleep(_GRACE / 2)
+        await super().shutdown(sockets)
 
     def stop(self) -> None:
         """Do what SIGTERM does; from any thread."""
