@@ -162,8 +162,9 @@ def _pair_folder(
         found = [(p, by_name.get(p.relative_to(images).with_suffix(""))) for p in _images(images)]
         missing = [p.name for p, pair in found if pair is None]
         if missing or not found:
-            first = f"{len(missing)} images have no {what} in {str(maps)!r}, the first is {missing[:1]}"
-            problem = first if missing else f"no images in {str(images)!r}"
+            problem = f"no images in {str(images)!r}"
+            if missing:
+                problem = f"{len(missing)} images have no {what} in {str(maps)!r}, the first is {missing[0]!r}"
             raise InputError(f"{problem}. A {what} has the name of its image, {written}.")
         return tuple((p, pair) for p, pair in found if pair is not None)
 
