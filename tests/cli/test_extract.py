@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import densedino as dd
-from densedino.cli import extract as verb
 from densedino.cli.main import main
 
 TINY = ["--model", "debug_vit", "--weights", "random", "--device", "cpu"]
