@@ -11,8 +11,9 @@ from densedino.cli.main import VERBS, main
 
 def test_the_verbs_are_these() -> None:
     """A frozen list: a new verb is a decision, and DESIGN.md names it."""
-    train, run = ["pretrain", "distill"], ["plan", "export", "quantize", "fidelity"]
-    assert list(VERBS) == ["extract", "view", *train, *run, "models", "weights", "doctor"]
+    found = ["search", "select", "classify", "depth", "detect", "text", "segment", "change"]
+    train, run = ["pretrain", "distill"], ["plan", "export", "quantize", "prune", "fidelity", "eval", "serve"]
+    assert list(VERBS) == ["extract", "adapt", "view", *found, *train, *run, "models", "weights", "doctor"]
 
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])
