@@ -129,7 +129,7 @@ def _compress(graph: Any, to: Bits, *, calibration: Any = None, images: int = 0)
             "advanced_parameters": nncf.AdvancedCompressionParameters(group_size_fallback_mode=fallback),
         }
         if calibration is not None:
-            options |= {"ratio": 0.8, "dataset": calibration, "subset_size": images}
+            options |= {"ratio": 0.8, "dataset": calibration, "subset_size": images, "scale_estimation": True}
     with contextlib.redirect_stdout(io.StringIO()):
         return nncf.compress_weights(graph, **options)
 
