@@ -106,6 +106,8 @@ def test_overload_killed_decoders_and_a_stop(tmp_path):
         process.wait()
         process.stdout.close()
     print(load.ends, before / 1e6, after / 1e6)
+    # When listening ends, the kernel resets who stands in its queue and was never accepted: that holds one by then.
+    assert load.ends.pop("broken off: ConnectionResetError after 0 bytes", 0) <= 1, load.ends
     assert set(load.ends) <= {200, 429, "not let in"}, (load.ends, (tmp_path / "log").read_text()[-3000:])
     assert load.ends[200] > 20 and load.ends[429] > 0
     assert after < before + 150e6
