@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from densedino.adapters.pyramid import AdapterHead, DptHead, LevelHead
+from densedino.adapters.pyramid import AdapterHead, DptHead, LevelHead, _averages
 from densedino.engines.eager import LayerTokens
 
 
@@ -27,3 +27,9 @@ def test_released_modules_small() -> None:
     assert DptHead(64, width=16, out=7).eval()(taps).shape == (1, 7, 64, 96)  # odd grids are stretched
     head = AdapterHead(64, width=16, out=7).eval()
     assert head(taps, torch.randn(1, 3, 48, 80)).shape == (1, 7, 12, 20)  # continued to 64×96, and cut again
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+def test_pooling_is_pytorchs(bins: int) -> None:
+    x = torch.randn(2, 3, 7, 10, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(_averages(x, bins), torch.nn.functional.adaptive_avg_pool2d(x, bins))

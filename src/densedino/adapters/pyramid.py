@@ -41,6 +41,20 @@ def _resize(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[2:], mode="bilinear")
 
 
+def _averages(x: Tensor, bins: int) -> Tensor:
+    """`F.adaptive_avg_pool2d`, which ONNX has for fixed sizes only: [B, C, h, w] -> [B, C, bins, bins]."""
+    rows, cols = (_shares(side, bins, x) for side in x.shape[2:])
+    return rows @ x @ cols.T
+
+
+def _shares(side: int, bins: int, like: Tensor) -> Tensor:
+    """[bins, side]: the weight of each place in each bin; bins share a place that lies in both."""
+    places = torch.arange(side, device=like.device)[None]
+    ends = torch.arange(bins, device=like.device)[:, None] * side
+    inside = (((places + 1) * bins > ends) & (places * bins < ends + side)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
+
+
 class PyramidHead(nn.Module):
     """Four taps to logits at a quarter of the pixels: [B, out, H / 4, W / 4]."""
 
@@ -90,9 +104,7 @@ class LevelHead(nn.Module):
     def _deepest(self, x: Tensor) -> Tensor:
         if self.bottleneck is None:
             return self.lateral[-1](x)
-        context = [
-            _resize(conv(F.adaptive_avg_pool2d(x, bins)), x) for conv, bins in zip(self.pools, _POOLS, strict=True)
-        ]
+        context = [_resize(conv(_averages(x, bins)), x) for conv, bins in zip(self.pools, _POOLS, strict=True)]
         return self.bottleneck(torch.cat([x, *context], dim=1))
 
 
