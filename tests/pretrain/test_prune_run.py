@@ -104,8 +104,16 @@ def stop_after(step):
 
 
 @pytest.mark.slow
-def test_recovery_brings_it_nearer_and_goes_on_after_a_stop(folder, tmp_path, monkeypatch):
+def test_recovery_goes_on_after_a_stop_and_is_left_out_if_it_does_not_help(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(prune_run, "_steps", lambda *_: 12)
+    said = []
+    monkeypatch.setattr(prune_run, "_error", lambda *_: 1.0)
+    left_out = go(folder, tmp_path / "left_out.safetensors", minutes=1, say=said.append)
+    assert left_out.steps == 0 and left_out.fidelity.tokens.mean == left_out.closed_form
+    assert any("no nearer" in line for line in said)
+    (tmp_path / "left_out.safetensors").unlink()
+    # A model of noise gains nothing in 12 steps; the moving average, which asks for no gradients, is to be taken here.
+    monkeypatch.setattr(prune_run, "_error", lambda small, *_: float(next(small.parameters()).requires_grad))
     whole = go(folder, tmp_path / "whole.safetensors", minutes=1)
     assert whole.steps == 12
     assert whole.fidelity.tokens.mean != whole.closed_form
