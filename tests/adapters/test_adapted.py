@@ -63,7 +63,6 @@ def test_the_merged_backbone_is_weights_like_others(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_engines_tell_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
     written(tmp_path)
     pixels = torch.randn(1, 3, 64, 48)
     eager, compiled = (load_adapter(tmp_path, device="cpu", engine=engine) for engine in ("eager", "openvino"))

@@ -83,7 +83,8 @@ def test_the_weight_is_what_the_papers_say(rank: int, alpha: float, seed: int) -
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_peft_reads_what_we_write(dora: bool, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     model, config = backbone(), LoraConfig(rank=4, alpha=8, targets=("attn.qkv", "mlp.fc1"), dora=dora)
     base = copy.deepcopy(model)
     add_lora(model, config)
@@ -97,7 +98,8 @@ def test_peft_reads_what_we_write(dora: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.filterwarnings("ignore")  # peft wonders about a model without a name
 def test_we_read_what_peft_writes(dora: bool, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = backbone()
     options = peft.LoraConfig(
         r=4, lora_alpha=8, target_modules=["qkv"], use_dora=dora, use_rslora=True, init_lora_weights=False

@@ -3,12 +3,12 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-import pytest
-
 from densedino.cli.main import main
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def _run(verb: str, kind: str, inputs: Path, out: Path, *more: str) -> int:
@@ -42,7 +42,7 @@ def test_what_cannot_be_is_said(photos: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_frames_of_a_video_are_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    av = pytest.importorskip("av")
+    import av
     import numpy as np
 
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from densedino.cli.main import main
-
-rasterio = pytest.importorskip("rasterio")
 
 
 @pytest.fixture(autouse=True)

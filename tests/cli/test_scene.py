@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import rasterio
 
 import densedino as dd
 from densedino.cli.main import main
-
-rasterio = pytest.importorskip("rasterio")
 
 TINY = ["--model", "debug_vit", "--weights", "random"]
 

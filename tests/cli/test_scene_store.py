@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import rasterio
 
 from densedino.cli.scene_store import scene_store
 from densedino.errors import StoreError
-
-rasterio = pytest.importorskip("rasterio")
 
 
 def write(path, seed):

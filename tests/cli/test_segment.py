@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from densedino.cli.main import main
-
-rasterio = pytest.importorskip("rasterio")
 
 
 @pytest.fixture(autouse=True)

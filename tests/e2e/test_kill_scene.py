@@ -18,7 +18,7 @@ import densedino as dd
 if TYPE_CHECKING:
     from pathlib import Path
 
-rasterio = pytest.importorskip("rasterio")
+import rasterio
 
 OPTIONS = ["--tile", "128", "--overlap", "32", "--no-check", "--model", "debug_vit", "--weights", "random"]
 

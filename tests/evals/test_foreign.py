@@ -28,7 +28,8 @@ def test_raw_colours_are_means_deviations_and_places() -> None:
 
 def test_timm_models_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the network: the same models with random weights."""
-    timm = pytest.importorskip("timm")
+    import timm
+
     original = timm.create_model
 
     def offline(name: str, *, pretrained: bool, num_classes: int, **options: Any) -> nn.Module:
@@ -44,7 +45,8 @@ def test_timm_models_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hugging_face_from_a_folder(tmp_path: Any) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=224, patch_size=32
     )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 
 import densedino as dd
-
-rasterio = pytest.importorskip("rasterio")
 
 
 @pytest.fixture(scope="session")
