@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +20,6 @@ from densedino.evals.boundary import (
     davis_j,
     davis_outline,
 )
-from densedino.evals.metrics import count_classes, iou_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,19 +121,5 @@ def test_davis_of_empty_masks() -> None:
     assert davis_j(empty, full) == davis_f(empty, full) == davis_f(full, empty) == 0
 
 
-@pytest.mark.slow
-def test_50_images_a_second_of_100_000_pixels_and_150_classes() -> None:
-    """On one core, of its own time: the machine may be busy with other things."""
-    rng = np.random.default_rng(0)
-    shape = (250, 400)
-    true = blobs(rng, (50, 80), 150, 1.0).repeat(5, 0).repeat(5, 1)
-    predicted = np.where(rng.random(shape) < 0.1, rng.integers(0, 150, shape), true)
-    noise = rng.integers(0, 150, shape)
-    for labels in (predicted, noise):
-        start = time.thread_time()
-        for _ in range(10):
-            counts = count_classes(labels, true, num_classes=150, ignore=255)
-            counts |= count_boundaries(labels, true, num_classes=150, ignore=255)
-            iou_of(counts), boundary_f_of(counts)
-        assert 10 / (time.thread_time() - start) > 50
-    assert boundary_tolerance(shape) == 4
+def test_the_tolerance_follows_the_diagonal() -> None:
+    assert boundary_tolerance((250, 400)) == 4
