@@ -8,6 +8,7 @@ Without weights the package's own are drawn. The photographs are scikit-image's:
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from skimage import data
 
 from densedino.cli.main import main
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).resolve().parent / "images"
 SHEETS = {
     "pca.png": ["astronaut.png", "cat.png", "--what", "pca", "foreground"],
     "joint.png": ["cat.png", "coffee.png", "rocket.png", "--what", "pca", "--joint"],
@@ -47,17 +48,17 @@ def make(extra: list[str]) -> None:
 
 def of_features(folder: Path, extra: list[str]) -> None:
     """Draw what was found with an eye of the cat, and what eight clicks on the astronaut say."""
-    store, mask = str(folder / "features"), folder / "mask.png"
     clicks = ["--foreground", "230,80", "220,300", "330,320", "90,400"]
     clicks += ["--background", "450,60", "30,60", "20,200", "480,470"]
-    for command in (
-        ["extract", *(str(folder / f"{name}.png") for name in ("astronaut", "cat", "coffee")), "-o", store, *extra],
-        ["search", store, "--query", str(folder / "cat.png"), "--point", "170,130", "-o", str(IMAGES / "search.png")],
-        ["segment", str(folder / "astronaut.png"), *clicks, "-o", str(mask), *extra],
-    ):
-        if status := main(command):
-            sys.exit(status)
-    shutil.copy(mask.with_name("mask_sheet.png"), IMAGES / "segment.png")
+    with contextlib.chdir(folder):  # sheets name files as they were given
+        for command in (
+            ["extract", "astronaut.png", "cat.png", "coffee.png", "-o", "features", *extra],
+            ["search", "features", "--query", "cat.png", "--point", "170,130", "-o", str(IMAGES / "search.png")],
+            ["segment", "astronaut.png", *clicks, "-o", "mask.png", *extra],
+        ):
+            if status := main(command):
+                sys.exit(status)
+        shutil.copy("mask_sheet.png", IMAGES / "segment.png")
 
 
 if __name__ == "__main__":
