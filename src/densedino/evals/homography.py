@@ -11,16 +11,14 @@ from PIL import Image
 from densedino.errors import InputError
 from densedino.evals.datasets import Dataset, Pair, Sample, sample_of
 from densedino.evals.labelled import find_images
-from densedino.evals.matching import score_pairs
-from densedino.evals.metrics import pck_of
-from densedino.evals.protocol import Protocol, Scores, Task
+from densedino.evals.matching import pck_figures, score_pairs
+from densedino.evals.protocol import Protocol
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from densedino.evals.metrics import Sums
 
 __all__ = ["PROTOCOL", "Settings", "find_homographies", "project"]
 
@@ -92,23 +90,13 @@ def _pair(both: list[Sample], homography: NDArray[np.float64]) -> Pair:
     )
 
 
-def evaluate(head: str, task: Task) -> Scores:
-    """PCK sums of every pair."""
-    return score_pairs(task, task.settings.thresholds)
-
-
-def figures(sums: Sums, settings: Settings) -> dict[str, float]:
-    """PCK in percent."""
-    return pck_of(sums, settings.thresholds)
-
-
 PROTOCOL = Protocol(
     name="homography",
     find=find_homographies,
     settings=Settings,
     heads=lambda settings: ("nearest patch",),
-    evaluate=evaluate,
-    figures=figures,
+    evaluate=score_pairs,
+    figures=pck_figures,
     rule="16×16 points; their features are interpolated; the target's patch of the largest cosine, its centre.",
     learns=False,
 )

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from densedino.errors import InputError
 from densedino.evals.datasets import Dataset, Pair, Sample, sample_of
-from densedino.evals.matching import score_pairs
-from densedino.evals.metrics import pck_of
-from densedino.evals.protocol import Protocol, Scores, Task
+from densedino.evals.matching import pck_figures, score_pairs
+from densedino.evals.protocol import Protocol
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from densedino.evals.metrics import Sums
 
 __all__ = ["PROTOCOL", "Settings", "find_pairs"]
 
@@ -84,23 +82,13 @@ def _spair(one: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def evaluate(head: str, task: Task) -> Scores:
-    """PCK sums of every pair."""
-    return score_pairs(task, task.settings.thresholds)
-
-
-def figures(sums: Sums, settings: Settings) -> dict[str, float]:
-    """PCK in percent."""
-    return pck_of(sums, settings.thresholds)
-
-
 PROTOCOL = Protocol(
     name="keypoints",
     find=find_pairs,
     settings=Settings,
     heads=lambda settings: ("nearest patch",),
-    evaluate=evaluate,
-    figures=figures,
+    evaluate=score_pairs,
+    figures=pck_figures,
     rule="The source's feature is interpolated at the point; the target's patch of the largest cosine, its centre.",
     learns=False,
 )

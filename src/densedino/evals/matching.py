@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from densedino.evals.metrics import count_points
+from densedino.evals.metrics import count_points, pck_of
 from densedino.evals.protocol import Scores, Task, gather
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from densedino.evals.metrics import Sums
     from densedino.evals.tokens import TokenMap
 
-__all__ = ["match_points", "score_pairs"]
+__all__ = ["match_points", "pck_figures", "score_pairs"]
 
 
 def match_points(source: TokenMap, target: TokenMap, points: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -45,13 +46,18 @@ def _sample(patches: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return upper * (1 - fy) + lower * fy
 
 
-def score_pairs(task: Task, thresholds: tuple[float, ...]) -> Scores:
-    """PCK sums of every pair of the data set."""
+def score_pairs(head: str, task: Task) -> Scores:
+    """PCK sums of every pair of the data set, at the `thresholds` of the protocol's settings."""
     samples = {sample.key: sample for sample in task.data.test}
     counts = []
     for pair in task.data.pairs:
         source, target = (task.stored.map(samples[key]) for key in (pair.source, pair.target))
         found = match_points(source, target, np.array(pair.source_points, np.float64).reshape(-1, 2))
         errors = np.linalg.norm(found - np.array(pair.target_points, np.float64).reshape(-1, 2), axis=1)
-        counts.append(count_points(errors, scale=pair.scale, thresholds=thresholds))
+        counts.append(count_points(errors, scale=pair.scale, thresholds=task.settings.thresholds))
     return gather([pair.key for pair in task.data.pairs], counts)
+
+
+def pck_figures(sums: Sums, settings: Any) -> dict[str, float]:
+    """PCK in percent, at the `thresholds` of the protocol's settings."""
+    return pck_of(sums, settings.thresholds)
