@@ -28,7 +28,7 @@ from densedino.pretrain.trainer import pretrain
 from densedino.recipes.one_machine import Scale, three_stages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from densedino.pretrain.settings import LossConfig, RunConfig
 
@@ -115,14 +115,19 @@ def table(out: Path, variants: list[str], seeds: list[int]) -> None:
         print(f"{variant:<14}{len(ends):>5}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(text: str | None, kind: str, known: Iterable[str]) -> argparse.Namespace:
+    """What the command line says; `--KIND` chooses among the known ones, all by default."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(f"--{kind}", nargs="+", choices=known, default=list(known))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--table", action="store_true")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = options(__doc__, "variants", VARIANTS)
     torch.set_num_threads(1)
     for seed in [] if args.table else args.seeds:
         for variant in args.variants:

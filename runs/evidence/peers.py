@@ -12,13 +12,11 @@ All have timm's ViT of the size of `method.py`, its crops, batch, schedules and 
 
 from __future__ import annotations
 
-import argparse
 import copy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from method import DATA, SPEC, base, table
+from method import DATA, SPEC, base, options, table
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -31,6 +29,7 @@ from densedino.pretrain.step import step_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from densedino.pretrain.step import Batch
 
@@ -168,13 +167,7 @@ def train(name: str, *, seed: int, steps: int, output: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--table", action="store_true")
-    args = parser.parse_args()
+    args = options(__doc__, "peers", PEERS)
     torch.set_num_threads(1)
     for seed in [] if args.table else args.seeds:
         for name in args.peers:
